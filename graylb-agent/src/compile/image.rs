@@ -1,0 +1,35 @@
+//! What the kernel is to hold, without saying where in the maps it lies.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use crate::model::spec::{Endpoint, Name};
+
+/// All services in the kernel.
+pub type Image = BTreeMap<Endpoint, ServiceImage>;
+
+/// One service's routing decision data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceImage {
+    /// [`pool_number`] of the pool in force.
+    pub pool: u32,
+    /// The pool's backends that take new flows, in the order of the spec.
+    pub backends: Vec<BackendImage>,
+    /// Indices into `backends`: what the packet path steps through.
+    pub slots: Vec<u32>,
+}
+
+/// One backend of a [`ServiceImage`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackendImage {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// Weight that the slots were filled by.
+    pub weight: u16,
+}
+
+/// The number by which maps name a pool: the CRC-32 of its name, so that it needs no state and is the
+/// same on every agent. For readers and counters only; nothing is decided by it.
+#[must_use]
+pub fn pool_number(pool: &Name) -> u32 {
+    crc32fast::hash(pool.as_str().as_bytes())
+}

@@ -1,0 +1,2 @@
+//! The `graylb` command.
+fn main() {}

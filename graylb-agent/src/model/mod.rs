@@ -1,0 +1,3 @@
+//! What the operator wants and what the agent knows, as pure data: no I/O, no clock.
+
+pub mod spec;

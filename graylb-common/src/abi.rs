@@ -1,0 +1,36 @@
+//! The version of everything that outlives one agent process in the kernel: map layouts, flow
+//! semantics, names of maps and programs.
+//!
+//! The pin directory carries this number in its name. Any change of a size or an offset asserted
+//! below, or of the meaning of a field, is a new version.
+
+use crate::{
+    backend::{Backend, BackendCounters},
+    flow::{Flow, FlowKey, HalfOpen},
+    service::{Service, ServiceKey, Slot, Turn},
+    settings::Settings,
+};
+
+/// The layout version of the pinned maps and programs.
+pub const ABI_VERSION: u32 = 1;
+
+const fn assert_size<T>(bytes: usize) {
+    assert!(size_of::<T>() == bytes, "a map layout changed: raise ABI_VERSION");
+}
+
+const _: () = {
+    assert_size::<ServiceKey<[u8; 4]>>(8);
+    assert_size::<ServiceKey<[u8; 16]>>(20);
+    assert_size::<Service>(32);
+    assert_size::<Slot>(4);
+    assert_size::<Turn>(8);
+    assert_size::<Backend>(32);
+    assert_size::<BackendCounters>(32);
+    assert_size::<FlowKey<[u8; 4]>>(12);
+    assert_size::<FlowKey<[u8; 16]>>(36);
+    assert_size::<Flow<[u8; 4]>>(40);
+    assert_size::<Flow<[u8; 16]>>(64);
+    assert_size::<HalfOpen<[u8; 4]>>(48);
+    assert_size::<HalfOpen<[u8; 16]>>(72);
+    assert_size::<Settings>(16);
+};

@@ -1,0 +1,68 @@
+//! Names of maps and programs, as they are pinned and as bpftool lists them (at most 15 characters, the
+//! kernel's BPF_OBJ_NAME_LEN less one).
+
+/// Virtual endpoints → generation in force: `ServiceKey` → `Service`.
+pub const SERVICES_V4: &str = "services_v4";
+/// The same for IPv6.
+pub const SERVICES_V6: &str = "services_v6";
+/// All services' slots in one flat array of `Slot`.
+pub const SLOTS: &str = "slots";
+/// Round-robin counters: array of `Turn`.
+pub const TURNS: &str = "turns";
+/// Array of `Backend`.
+pub const BACKENDS: &str = "backends";
+/// Per-CPU array of `BackendCounters`.
+pub const BACKEND_STATS: &str = "backend_stats";
+/// Established TCP flows: `FlowKey` → `Flow`.
+pub const TCP_V4: &str = "tcp_v4";
+/// The same for IPv6.
+pub const TCP_V6: &str = "tcp_v6";
+/// TCP flows in their handshake: `FlowKey` → `HalfOpen`.
+pub const HALF_OPEN_V4: &str = "half_open_v4";
+/// The same for IPv6.
+pub const HALF_OPEN_V6: &str = "half_open_v6";
+/// UDP flows: `FlowKey` → `Flow`.
+pub const UDP_V4: &str = "udp_v4";
+/// The same for IPv6.
+pub const UDP_V6: &str = "udp_v6";
+/// One element, per CPU: `VerdictCounters`.
+pub const VERDICTS: &str = "verdicts";
+/// One element: `Settings`.
+pub const SETTINGS: &str = "settings";
+
+/// Every pinned map.
+pub const ALL: [&str; 14] = [
+    SERVICES_V4,
+    SERVICES_V6,
+    SLOTS,
+    TURNS,
+    BACKENDS,
+    BACKEND_STATS,
+    TCP_V4,
+    TCP_V6,
+    HALF_OPEN_V4,
+    HALF_OPEN_V6,
+    UDP_V4,
+    UDP_V6,
+    VERDICTS,
+    SETTINGS,
+];
+
+/// The program on the way in, for TC.
+pub const PROGRAM_TC_IN: &str = "graylb_tc_in";
+/// The program on the way out, for TC: replies of backends on this host.
+pub const PROGRAM_TC_OUT: &str = "graylb_tc_out";
+/// The program on the way in, for XDP.
+pub const PROGRAM_XDP: &str = "graylb_xdp";
+
+/// Every program.
+pub const PROGRAMS: [&str; 3] = [PROGRAM_TC_IN, PROGRAM_TC_OUT, PROGRAM_XDP];
+
+/// Services per family that fit.
+pub const MAX_SERVICES: u32 = 16_384;
+/// Slots of all services together that fit.
+pub const MAX_SLOTS: u32 = 1 << 20;
+/// Backends (service × pool × backend) that fit.
+pub const MAX_BACKENDS: u32 = 1 << 17;
+/// Round-robin counters: two for each service of either family, used in turn by its generations.
+pub const MAX_TURNS: u32 = 4 * MAX_SERVICES;

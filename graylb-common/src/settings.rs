@@ -1,0 +1,21 @@
+//! What the agent may change in a loaded program without loading it again.
+
+/// Value of the one-element array `settings`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// A UDP flow without a packet for this long chooses its backend anew, in nanoseconds.
+    pub udp_timeout_ns: u64,
+    /// 1: rare diagnostic events are logged through aya-log.
+    pub log: u32,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    #![expect(unsafe_code, reason = "aya's marker trait for plain old data is unsafe to implement")]
+    use super::Settings;
+    // SAFETY: repr(C), `Copy`, no padding (size asserted in `abi`), every bit pattern valid.
+    unsafe impl aya::Pod for Settings {}
+}

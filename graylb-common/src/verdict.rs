@@ -1,0 +1,119 @@
+//! Verdicts: how each packet left the program. Number, name, kind and meaning are defined once, here;
+//! the counters in the map, the names in `status` and the table in the docs are generated from it.
+
+/// What became of the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum VerdictKind {
+    /// It belongs to a flow and was sent on its way.
+    Forwarded,
+    /// It is none of graylb's business, or better left to the host: handed on unchanged.
+    Passed,
+    /// It was dropped.
+    Dropped,
+}
+
+/// One line of the table of verdicts.
+#[derive(Clone, Copy, Debug)]
+pub struct VerdictInfo {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Its name in maps, metrics and docs.
+    pub name: &'static str,
+    /// What became of the packet.
+    pub kind: VerdictKind,
+    /// When this happens.
+    pub doc: &'static str,
+}
+
+macro_rules! verdicts {
+    ($( $kind:ident $variant:ident $name:ident : $doc:literal; )+) => {
+        /// How a packet left the program, as a number: the index of its counter.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[must_use]
+        pub enum Verdict {
+            $( #[doc = $doc] $variant, )+
+        }
+
+        /// Packets by verdict. Value of the one-element per-CPU array `verdicts`.
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct VerdictCounters {
+            $( #[doc = $doc] pub $name: u64, )+
+        }
+
+        /// The table of verdicts, in the order of their numbers.
+        pub const VERDICTS: &[VerdictInfo] = &[
+            $( VerdictInfo {
+                verdict: Verdict::$variant,
+                name: stringify!($name),
+                kind: VerdictKind::$kind,
+                doc: $doc,
+            }, )+
+        ];
+
+        impl VerdictCounters {
+            /// The counter of `verdict`.
+            #[must_use]
+            pub const fn get(&self, verdict: Verdict) -> u64 {
+                match verdict {
+                    $( Verdict::$variant => self.$name, )+
+                }
+            }
+
+            /// Adds another CPU's counters to these.
+            pub const fn add(&mut self, other: &Self) {
+                $( self.$name = self.$name.wrapping_add(other.$name); )+
+            }
+        }
+    };
+}
+
+verdicts! {
+    Forwarded Redirected redirected: "rewritten and sent out of an interface towards its next hop";
+    Forwarded Delivered delivered: "rewritten and handed up to this host: a backend or client here";
+    Forwarded HandedToStack handed_to_stack: "rewritten and handed to the host's own forwarding: neighbour not resolved yet, packet over the MTU, or no route";
+    Forwarded Replied replied: "reply of a backend on this host, rewritten on its way out";
+    Passed NotIp not_ip: "neither IPv4 nor IPv6 (ARP, LLDP, ...)";
+    Passed Vlan vlan: "VLAN tag in the frame: put graylb on the VLAN's own interface";
+    Passed OtherProtocol other_protocol: "neither TCP nor UDP";
+    Passed Fragment fragment: "fragment of an IP datagram";
+    Passed Ipv6Extension ipv6_extension: "IPv6 extension header before the transport header";
+    Passed Truncated truncated: "frame ends before its headers do";
+    Passed Malformed malformed: "IP version, header length or TCP offset that cannot be";
+    Passed NotService not_service: "to no service and of no flow";
+    Passed NoFlow no_flow: "TCP to a service, but no SYN and of no flow: this host answers with a reset, or owns the connection";
+    Passed HostOutput host_output: "on its way out and no reply of a backend on this host";
+    Dropped NoBackend no_backend: "new flow, but the service has no backend in force";
+    Dropped BadTable bad_table: "new flow, but the slot or backend that it was led to is not in use";
+    Dropped NoTuple no_tuple: "new flow, but each tuple tried towards the backend is in use by another flow";
+    Dropped FlowTableFull flow_table_full: "new flow, but the flow table took no entry";
+    Dropped TtlExceeded ttl_exceeded: "TTL or hop limit used up";
+    Dropped ForwardingDisabled forwarding_disabled: "the kernel may not forward from this interface: set net.ipv4.ip_forward=1 or net.ipv6.conf.all.forwarding=1";
+    Dropped RewriteFailed rewrite_failed: "the kernel refused to make the packet writable";
+}
+
+/// Number of verdicts.
+pub const VERDICT_COUNT: usize = VERDICTS.len();
+
+const _: () = assert!(size_of::<VerdictCounters>() == 8 * VERDICT_COUNT);
+
+#[cfg(feature = "user")]
+mod pod {
+    #![expect(unsafe_code, reason = "aya's marker trait for plain old data is unsafe to implement")]
+    use super::VerdictCounters;
+    // SAFETY: repr(C), nothing but u64 fields, every bit pattern valid.
+    unsafe impl aya::Pod for VerdictCounters {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_places_in_the_table() {
+        for (place, info) in VERDICTS.iter().enumerate() {
+            assert_eq!(info.verdict as usize, place, "{}", info.name);
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! What graylb's packet and namespace tests are built from.

@@ -1,0 +1,2 @@
+//! graylb's own chores.
+fn main() {}
