@@ -32,5 +32,5 @@ const _: () = {
     assert_size::<Flow<[u8; 16]>>(64);
     assert_size::<HalfOpen<[u8; 4]>>(48);
     assert_size::<HalfOpen<[u8; 16]>>(72);
-    assert_size::<Settings>(16);
+    assert_size::<Settings>(8);
 };

@@ -59,10 +59,20 @@ pub const PROGRAM_XDP: &str = "graylb_xdp";
 pub const PROGRAMS: [&str; 3] = [PROGRAM_TC_IN, PROGRAM_TC_OUT, PROGRAM_XDP];
 
 /// Services per family that fit.
-pub const MAX_SERVICES: u32 = 16_384;
+pub const MAX_SERVICES: u32 = 4096;
 /// Slots of all services together that fit.
-pub const MAX_SLOTS: u32 = 1 << 20;
+pub const MAX_SLOTS: u32 = 1 << 18;
 /// Backends (service × pool × backend) that fit.
-pub const MAX_BACKENDS: u32 = 1 << 17;
+pub const MAX_BACKENDS: u32 = 1 << 14;
 /// Round-robin counters: two for each service of either family, used in turn by its generations.
 pub const MAX_TURNS: u32 = 4 * MAX_SERVICES;
+
+/// Read-only global of the programs: flag bits that `bpf_l4_csum_replace` takes for IPv6 on the running
+/// kernel (`BPF_F_IPV6` since 6.16, else 0), a `u64`.
+pub const GLOBAL_CSUM_IPV6_FLAG: &str = "CSUM_IPV6_FLAG";
+/// Default entries of `tcp_v4` and `tcp_v6`; two entries make a flow.
+pub const DEFAULT_TCP_ENTRIES: u32 = 1 << 18;
+/// Default entries of `half_open_v4` and `half_open_v6`.
+pub const DEFAULT_HALF_OPEN_ENTRIES: u32 = 1 << 16;
+/// Default entries of `udp_v4` and `udp_v6`.
+pub const DEFAULT_UDP_ENTRIES: u32 = 1 << 16;

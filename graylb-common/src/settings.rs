@@ -6,10 +6,6 @@
 pub struct Settings {
     /// A UDP flow without a packet for this long chooses its backend anew, in nanoseconds.
     pub udp_timeout_ns: u64,
-    /// 1: rare diagnostic events are logged through aya-log.
-    pub log: u32,
-    /// Always zero.
-    pub reserved: u32,
 }
 
 #[cfg(feature = "user")]

@@ -52,6 +52,17 @@ macro_rules! verdicts {
             }, )+
         ];
 
+        impl Verdict {
+            /// What becomes of a packet with this verdict.
+            #[inline(always)]
+            #[must_use]
+            pub const fn kind(self) -> VerdictKind {
+                match self {
+                    $( Self::$variant => VerdictKind::$kind, )+
+                }
+            }
+        }
+
         impl VerdictCounters {
             /// The counter of `verdict`.
             #[must_use]
@@ -71,7 +82,7 @@ macro_rules! verdicts {
 
 verdicts! {
     Forwarded Redirected redirected: "rewritten and sent out of an interface towards its next hop";
-    Forwarded Delivered delivered: "rewritten and handed up to this host: a backend or client here";
+    Forwarded Delivered delivered: "rewritten and handed up to this host, where the backend or the client is";
     Forwarded HandedToStack handed_to_stack: "rewritten and handed to the host's own forwarding: neighbour not resolved yet, packet over the MTU, or no route";
     Forwarded Replied replied: "reply of a backend on this host, rewritten on its way out";
     Passed NotIp not_ip: "neither IPv4 nor IPv6 (ARP, LLDP, ...)";
@@ -89,7 +100,6 @@ verdicts! {
     Dropped NoTuple no_tuple: "new flow, but each tuple tried towards the backend is in use by another flow";
     Dropped FlowTableFull flow_table_full: "new flow, but the flow table took no entry";
     Dropped TtlExceeded ttl_exceeded: "TTL or hop limit used up";
-    Dropped ForwardingDisabled forwarding_disabled: "the kernel may not forward from this interface: set net.ipv4.ip_forward=1 or net.ipv6.conf.all.forwarding=1";
     Dropped RewriteFailed rewrite_failed: "the kernel refused to make the packet writable";
 }
 

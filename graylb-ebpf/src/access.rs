@@ -1,0 +1,385 @@
+//! Packet access: the only place that touches packet pointers and packet helpers.
+//!
+//! In: a program's context. Out: [`Frame`], by which the pipeline reads and writes a packet without
+//! knowing whether XDP or TC runs it. A [`Window`] is a stretch of the packet whose bounds have been
+//! checked; it borrows the frame, because helpers that may move the packet take `&mut`.
+
+use core::{ffi::c_void, marker::PhantomData, mem::MaybeUninit};
+
+use aya_ebpf::{
+    EbpfContext, Global,
+    bindings::{
+        BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_FIB_LKUP_RET_FWD_DISABLED,
+        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS,
+        TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_fib_lookup as FibParams, xdp_action,
+    },
+    helpers::{
+        bpf_get_prandom_u32, bpf_ktime_get_coarse_ns,
+        generated::{
+            bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
+            bpf_skb_pull_data,
+        },
+    },
+    programs::{TcContext, XdpContext},
+};
+use graylb_common::{
+    csum,
+    verdict::{Verdict, VerdictKind},
+};
+
+/// Ethernet, the longest plain header of IPv6 or IPv4 with options, and TCP's fixed header.
+const HEADERS: u32 = 14 + 60 + 20;
+
+/// Flag bits for checksum updates on IPv6; set at load, see `graylb_common::maps`.
+#[unsafe(no_mangle)]
+static CSUM_IPV6_FLAG: Global<u64> = Global::new(0);
+
+/// A type that any bytes are a valid value of.
+///
+/// # Safety
+///
+/// Every bit pattern is valid, there is no padding.
+pub unsafe trait Plain: Copy {}
+// SAFETY: integers and arrays of them.
+unsafe impl Plain for u8 {}
+// SAFETY: as above.
+unsafe impl Plain for u16 {}
+// SAFETY: as above.
+unsafe impl Plain for u32 {}
+// SAFETY: as above.
+unsafe impl<const N: usize> Plain for [u16; N] {}
+// SAFETY: as above.
+unsafe impl<const N: usize> Plain for [u32; N] {}
+
+/// `LEN` bytes of the packet, bounds checked.
+pub struct Window<'frame, const LEN: usize> {
+    start: *mut u8,
+    frame: PhantomData<&'frame ()>,
+}
+
+impl<const LEN: usize> Window<'_, LEN> {
+    /// The value at byte `AT`, in memory order.
+    #[inline(always)]
+    pub fn get<T: Plain, const AT: usize>(&self) -> T {
+        const { assert!(AT + size_of::<T>() <= LEN) };
+        // SAFETY: `AT + size_of::<T>() <= LEN` (above) and LEN bytes from `start` are inside the packet
+        // (`Frame::window`). BPF loads have no alignment requirement where the kernel has efficient
+        // unaligned access, and elsewhere the verifier, not the compiler, refuses the program: so the
+        // load is written as an aligned one, which compiles to one instruction.
+        unsafe { *self.start.add(AT).cast::<T>() }
+    }
+
+    /// Writes `value` at byte `AT`, in memory order.
+    #[inline(always)]
+    pub fn set<T: Plain, const AT: usize>(&self, value: T) {
+        const { assert!(AT + size_of::<T>() <= LEN) };
+        // SAFETY: as in `get`; XDP and TC packets are writable, TC's after the kernel's own prologue has
+        // unshared the header, and nothing else refers to these bytes while a program runs.
+        unsafe { *self.start.add(AT).cast::<T>() = value }
+    }
+}
+
+/// Where a packet goes next, from the kernel's routing tables.
+pub enum Route {
+    /// Out of `ifindex`, between these MAC addresses (destination, source).
+    Neighbour { ifindex: u32, macs: [u16; 6] },
+    /// Out of `ifindex`, to a neighbour whose MAC address is not known yet.
+    Unresolved { ifindex: u32 },
+    /// To this host, or wherever its own stack says.
+    Host { fits: bool },
+}
+
+/// A packet under XDP or TC.
+pub trait Frame: EbpfContext {
+    /// First byte of the packet.
+    fn start(&self) -> usize;
+    /// First byte behind it (behind its linear part, under TC).
+    fn end(&self) -> usize;
+    /// Makes the headers reachable by [`Frame::window`], as far as the packet has them.
+    fn pull_headers(&mut self);
+    /// Interface that the packet is on.
+    fn interface(&self) -> u32;
+    /// Whether the packet came from outside, not from a socket of this host.
+    fn from_outside(&self) -> bool;
+    /// Length for the route's MTU check, 0 where the kernel knows better (GSO).
+    fn length_for_mtu(&self, ip_length: u16) -> u16;
+    /// Updates the transport checksum, `offset` bytes into the frame, by the deltas of what it covers.
+    /// Returns false where the kernel refuses.
+    #[must_use]
+    fn update_transport_checksum(&mut self, offset: usize, change: &ChecksumChange) -> bool;
+    /// Sends the packet out of `ifindex` as it is; the returned action is final.
+    fn redirect(&mut self, ifindex: u32) -> i32;
+    /// Sends it to a neighbour that the kernel resolves; `None` where this hook cannot.
+    fn redirect_unresolved(&mut self, ifindex: u32) -> Option<i32>;
+    /// The action of a verdict other than [`Verdict::Redirected`].
+    fn action(verdict: Verdict) -> i32;
+
+    /// `LEN` bytes at `offset`, or `None` where the packet ends before.
+    #[inline(always)]
+    fn window<const LEN: usize>(&self, offset: usize) -> Option<Window<'_, LEN>> {
+        let start = self.start() + offset;
+        if start + LEN > self.end() {
+            return None;
+        }
+        Some(Window { start: start as *mut u8, frame: PhantomData })
+    }
+
+    /// Whether the packet is on this host's loopback interface, which has the same index in every
+    /// network namespace (LOOPBACK_IFINDEX, include/net/flow.h).
+    #[inline(always)]
+    fn on_loopback(&self) -> bool {
+        self.interface() == 1
+    }
+
+    /// Asks the kernel's routing tables; `params` has family, addresses and length.
+    #[inline(always)]
+    fn route(&self, params: &mut FibParams) -> Route {
+        params.ifindex = self.interface();
+        // SAFETY: `params` is an initialised bpf_fib_lookup and its size is passed with it.
+        let result = unsafe {
+            bpf_fib_lookup(
+                self.as_ptr(),
+                core::ptr::from_mut(params),
+                size_of::<FibParams>() as i32,
+                0,
+            )
+        };
+        match result as u32 {
+            BPF_FIB_LKUP_RET_SUCCESS => {
+                // SAFETY: `dmac` and `smac` are the last 12 bytes of the struct, at an even offset.
+                let macs = unsafe {
+                    let macs: *const [u8; 6] = &raw const params.smac;
+                    let smac = *macs.cast::<[u16; 3]>();
+                    let dmac = *macs.add(1).cast::<[u16; 3]>();
+                    [dmac[0], dmac[1], dmac[2], smac[0], smac[1], smac[2]]
+                };
+                Route::Neighbour { ifindex: params.ifindex, macs }
+            }
+            BPF_FIB_LKUP_RET_NO_NEIGH => Route::Unresolved { ifindex: params.ifindex },
+            // Local, no route, forwarding off, prohibited: the stack delivers, forwards or answers.
+            BPF_FIB_LKUP_RET_NOT_FWDED | BPF_FIB_LKUP_RET_FWD_DISABLED => {
+                Route::Host { fits: true }
+            }
+            _ => Route::Host { fits: false },
+        }
+    }
+}
+
+/// What a transport checksum must follow.
+pub struct ChecksumChange {
+    /// Change of the pseudo-header.
+    pub addresses: u16,
+    /// Change of the transport header.
+    pub ports: u16,
+    /// UDP: a zero checksum means none (RFC 768), and a sum of zero is sent as 0xffff.
+    pub zero_means_none: bool,
+    /// The pseudo-header is IPv6's.
+    pub ipv6: bool,
+}
+
+/// All zero, for filling in.
+#[inline(always)]
+pub fn empty_fib_params() -> FibParams {
+    // SAFETY: a struct of integers and unions of integers, for which zero is valid.
+    unsafe { MaybeUninit::zeroed().assume_init() }
+}
+
+/// CLOCK_MONOTONIC_COARSE in nanoseconds.
+#[inline(always)]
+pub fn now_ns() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// A random number.
+#[inline(always)]
+pub fn random() -> u32 {
+    // SAFETY: no arguments.
+    unsafe { bpf_get_prandom_u32() }
+}
+
+/// A packet under XDP: contiguous, its checksums complete.
+pub struct XdpFrame {
+    context: XdpContext,
+}
+
+impl XdpFrame {
+    /// Wraps a program's context.
+    #[inline(always)]
+    pub const fn new(context: XdpContext) -> Self {
+        Self { context }
+    }
+}
+
+impl EbpfContext for XdpFrame {
+    #[inline(always)]
+    fn as_ptr(&self) -> *mut c_void {
+        self.context.as_ptr()
+    }
+}
+
+impl Frame for XdpFrame {
+    #[inline(always)]
+    fn start(&self) -> usize {
+        self.context.data()
+    }
+
+    #[inline(always)]
+    fn end(&self) -> usize {
+        self.context.data_end()
+    }
+
+    #[inline(always)]
+    fn pull_headers(&mut self) {}
+
+    #[inline(always)]
+    fn interface(&self) -> u32 {
+        self.context.ingress_ifindex() as u32
+    }
+
+    #[inline(always)]
+    fn from_outside(&self) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn length_for_mtu(&self, ip_length: u16) -> u16 {
+        ip_length
+    }
+
+    #[inline(always)]
+    fn update_transport_checksum(&mut self, offset: usize, change: &ChecksumChange) -> bool {
+        let Some(field) = self.window::<2>(offset) else { return false };
+        let old: u16 = field.get::<u16, 0>();
+        if change.zero_means_none && old == 0 {
+            return true;
+        }
+        let new = csum::updated(old, csum::add(change.addresses, change.ports));
+        field.set::<u16, 0>(if change.zero_means_none && new == 0 { 0xffff } else { new });
+        true
+    }
+
+    #[inline(always)]
+    fn redirect(&mut self, ifindex: u32) -> i32 {
+        if ifindex == self.interface() {
+            return xdp_action::XDP_TX.cast_signed();
+        }
+        // SAFETY: plain integers.
+        unsafe { bpf_redirect(ifindex, 0) as i32 }
+    }
+
+    #[inline(always)]
+    fn redirect_unresolved(&mut self, _ifindex: u32) -> Option<i32> {
+        None
+    }
+
+    #[inline(always)]
+    fn action(verdict: Verdict) -> i32 {
+        match verdict.kind() {
+            VerdictKind::Dropped => xdp_action::XDP_DROP.cast_signed(),
+            VerdictKind::Forwarded | VerdictKind::Passed => xdp_action::XDP_PASS.cast_signed(),
+        }
+    }
+}
+
+/// A packet under TC: perhaps many segments in one, its checksum perhaps left to the NIC.
+pub struct TcFrame {
+    context: TcContext,
+}
+
+impl TcFrame {
+    /// Wraps a program's context.
+    #[inline(always)]
+    pub const fn new(context: TcContext) -> Self {
+        Self { context }
+    }
+
+    #[inline(always)]
+    fn replace_checksum(&mut self, offset: usize, delta: u16, flags: u64) -> bool {
+        // SAFETY: the kernel checks the offset; a size of 0 in `flags` makes `to` the difference
+        // (bpf_l4_csum_replace, net/core/filter.c).
+        let result = unsafe {
+            bpf_l4_csum_replace(self.context.skb.skb, offset as u32, 0, u64::from(delta), flags)
+        };
+        result == 0
+    }
+}
+
+impl EbpfContext for TcFrame {
+    #[inline(always)]
+    fn as_ptr(&self) -> *mut c_void {
+        self.context.as_ptr()
+    }
+}
+
+impl Frame for TcFrame {
+    #[inline(always)]
+    fn start(&self) -> usize {
+        self.context.data()
+    }
+
+    #[inline(always)]
+    fn end(&self) -> usize {
+        self.context.data_end()
+    }
+
+    #[inline(always)]
+    fn pull_headers(&mut self) {
+        if self.start() + HEADERS as usize > self.end() {
+            let length = self.context.len();
+            let wanted = if length < HEADERS { length } else { HEADERS };
+            // SAFETY: the kernel checks the length. A failure leaves the packet as it is, and the
+            // bounds checks to come decide by what is there.
+            let _unreachable_headers_are_seen_by_window =
+                unsafe { bpf_skb_pull_data(self.context.skb.skb, wanted) };
+        }
+    }
+
+    #[inline(always)]
+    fn interface(&self) -> u32 {
+        // SAFETY: the context of a TC program is a valid __sk_buff.
+        unsafe { (*self.context.skb.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn from_outside(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.context.skb.skb).ingress_ifindex != 0 }
+    }
+
+    #[inline(always)]
+    fn length_for_mtu(&self, _ip_length: u16) -> u16 {
+        0
+    }
+
+    #[inline(always)]
+    fn update_transport_checksum(&mut self, offset: usize, change: &ChecksumChange) -> bool {
+        let zero = if change.zero_means_none { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+        let family = if change.ipv6 { CSUM_IPV6_FLAG.load() } else { 0 };
+        // The addresses are in the pseudo-header, which an unfinished checksum holds already; the ports
+        // are not, so one call cannot do both.
+        self.replace_checksum(offset, change.addresses, u64::from(BPF_F_PSEUDO_HDR) | zero | family)
+            && self.replace_checksum(offset, change.ports, zero)
+    }
+
+    #[inline(always)]
+    fn redirect(&mut self, ifindex: u32) -> i32 {
+        // SAFETY: plain integers.
+        unsafe { bpf_redirect(ifindex, 0) as i32 }
+    }
+
+    #[inline(always)]
+    fn redirect_unresolved(&mut self, ifindex: u32) -> Option<i32> {
+        // SAFETY: a null pointer with length 0 asks for the route of the packet's own destination.
+        Some(unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 })
+    }
+
+    #[inline(always)]
+    fn action(verdict: Verdict) -> i32 {
+        match verdict.kind() {
+            VerdictKind::Dropped => TC_ACT_SHOT,
+            // The next program, if there is one, sees what this one leaves.
+            VerdictKind::Forwarded | VerdictKind::Passed => TC_ACT_UNSPEC,
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! Counting: verdicts, and what happens on flows to each backend.
+
+use graylb_common::verdict::Verdict;
+
+use crate::maps;
+
+/// Counts how a packet left.
+#[inline(always)]
+pub fn verdict(verdict: Verdict) {
+    maps::count_verdict(verdict);
+}
+
+/// Whether a verdict means that something is wrong in graylb or its limits, so that it is worth a line
+/// in the log. Never one that a sender can cause at will.
+#[inline(always)]
+pub const fn is_rare(verdict: Verdict) -> bool {
+    matches!(verdict, Verdict::BadTable | Verdict::FlowTableFull | Verdict::RewriteFailed)
+}
+
+/// A new flow was sent to this backend.
+#[inline(always)]
+pub fn opened(backend: u32) {
+    maps::count_backend(backend, |counters| counters.opened += 1);
+}
+
+/// A TCP handshake completed.
+#[inline(always)]
+pub fn established(backend: u32) {
+    maps::count_backend(backend, |counters| counters.established += 1);
+}
+
+/// A SYN was answered with a reset.
+#[inline(always)]
+pub fn refused(backend: u32) {
+    maps::count_backend(backend, |counters| counters.refused += 1);
+}
+
+/// An established TCP flow ended.
+#[inline(always)]
+pub fn closed(backend: u32) {
+    maps::count_backend(backend, |counters| counters.closed += 1);
+}

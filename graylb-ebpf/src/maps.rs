@@ -1,0 +1,256 @@
+//! Map access: the maps, and the only place that follows pointers into them.
+//!
+//! Entries are shared with other CPUs and with the agent without locks. What is written here is either
+//! one aligned word whose lost update does no harm (`last_seen_ns`, state bits), a per-CPU counter, or
+//! a whole entry by the kernel's own update.
+
+use aya_ebpf::{
+    bindings::BPF_ANY,
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    macros::btf_map,
+};
+use graylb_common::{
+    backend::{Backend, BackendCounters},
+    flow::{Flow, FlowKey, HalfOpen},
+    maps::{
+        DEFAULT_HALF_OPEN_ENTRIES, DEFAULT_TCP_ENTRIES, DEFAULT_UDP_ENTRIES, MAX_BACKENDS,
+        MAX_SERVICES, MAX_SLOTS, MAX_TURNS,
+    },
+    service::{Service, ServiceKey, Slot, Turn},
+    settings::Settings,
+    verdict::{VERDICT_COUNT, Verdict, VerdictCounters},
+};
+
+const SERVICES: usize = MAX_SERVICES as usize;
+const TCP: usize = DEFAULT_TCP_ENTRIES as usize;
+const HALF_OPEN: usize = DEFAULT_HALF_OPEN_ENTRIES as usize;
+const UDP: usize = DEFAULT_UDP_ENTRIES as usize;
+
+/// Virtual endpoints of one family.
+pub type ServiceMap<A> = &'static HashMap<ServiceKey<A>, Service, SERVICES>;
+
+type Lru<K, V, const N: usize> = LruHashMap<K, V, N>;
+
+macro_rules! maps {
+    ($( $name:literal $ident:ident : $map:ty; )+) => {
+        $( #[btf_map(name = $name)] static $ident: $map = <$map>::new(); )+
+    };
+}
+
+maps! {
+    "services_v4" SERVICES_V4: HashMap<ServiceKey<[u8; 4]>, Service, SERVICES>;
+    "services_v6" SERVICES_V6: HashMap<ServiceKey<[u8; 16]>, Service, SERVICES>;
+    "slots" SLOTS: Array<Slot, { MAX_SLOTS as usize }>;
+    "turns" TURNS: Array<Turn, { MAX_TURNS as usize }>;
+    "backends" BACKENDS: Array<Backend, { MAX_BACKENDS as usize }>;
+    "backend_stats" BACKEND_STATS: PerCpuArray<BackendCounters, { MAX_BACKENDS as usize }>;
+    "tcp_v4" TCP_V4: Lru<FlowKey<[u8; 4]>, Flow<[u8; 4]>, TCP>;
+    "tcp_v6" TCP_V6: Lru<FlowKey<[u8; 16]>, Flow<[u8; 16]>, TCP>;
+    "half_open_v4" HALF_OPEN_V4: Lru<FlowKey<[u8; 4]>, HalfOpen<[u8; 4]>, HALF_OPEN>;
+    "half_open_v6" HALF_OPEN_V6: Lru<FlowKey<[u8; 16]>, HalfOpen<[u8; 16]>, HALF_OPEN>;
+    "udp_v4" UDP_V4: Lru<FlowKey<[u8; 4]>, Flow<[u8; 4]>, UDP>;
+    "udp_v6" UDP_V6: Lru<FlowKey<[u8; 16]>, Flow<[u8; 16]>, UDP>;
+    "verdicts" VERDICTS: PerCpuArray<VerdictCounters, 1>;
+    "settings" SETTINGS: Array<Settings, 1>;
+    "draft_v4" DRAFT_V4: PerCpuArray<Draft<[u8; 4]>, 1>;
+    "draft_v6" DRAFT_V6: PerCpuArray<Draft<[u8; 16]>, 1>;
+}
+
+/// Where a new flow's entries are written before they are inserted: they do not fit on a BPF stack of
+/// 512 bytes. One per CPU; programs neither migrate nor interrupt each other.
+#[repr(C)]
+pub struct Draft<A> {
+    /// The client's direction.
+    pub forward: HalfOpen<A>,
+    /// The backend's direction.
+    pub reply: HalfOpen<A>,
+    /// Key of `reply`.
+    pub reply_key: FlowKey<A>,
+}
+
+/// An LRU hash of flows, whatever its size.
+pub trait FlowTable<A, V> {
+    /// The entry under `key`.
+    fn find(&'static self, key: &FlowKey<A>) -> Option<Entry<V>>;
+    /// Inserts or replaces; false where the kernel has no memory for it.
+    #[must_use]
+    fn put(&'static self, key: &FlowKey<A>, value: &V) -> bool;
+    /// Removes, if it is there.
+    fn forget(&'static self, key: &FlowKey<A>);
+}
+
+impl<A, V, const N: usize> FlowTable<A, V> for LruHashMap<FlowKey<A>, V, N> {
+    #[inline(always)]
+    fn find(&'static self, key: &FlowKey<A>) -> Option<Entry<V>> {
+        self.get_ptr_mut(key).map(Entry)
+    }
+
+    #[inline(always)]
+    fn put(&'static self, key: &FlowKey<A>, value: &V) -> bool {
+        self.insert(key, value, u64::from(BPF_ANY)).is_ok()
+    }
+
+    #[inline(always)]
+    fn forget(&'static self, key: &FlowKey<A>) {
+        // An entry that is gone already is as good.
+        let _absent_is_fine = self.remove(key);
+    }
+}
+
+/// An entry in a flow map. It stays readable while the program runs; after an eviction on another CPU it
+/// may show a flow that has taken its place, which costs that packet and no memory safety.
+pub struct Entry<V>(*mut V);
+
+impl<V> Clone for Entry<V> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<V> Copy for Entry<V> {}
+
+impl<V> Entry<V> {
+    /// What it holds.
+    #[inline(always)]
+    pub const fn value(&self) -> &V {
+        // SAFETY: the pointer came, not null, from a look-up in a preallocated map in this run of the
+        // program; its memory stays a V until the program ends.
+        unsafe { &*self.0 }
+    }
+}
+
+impl<A> Entry<Flow<A>> {
+    /// Notes a packet at `now_ns`.
+    #[inline(always)]
+    pub const fn touch(&self, now_ns: u64) {
+        // SAFETY: as in `value`; an aligned word.
+        unsafe { (*self.0).last_seen_ns = now_ns }
+    }
+
+    /// Sets state bits.
+    #[inline(always)]
+    pub const fn mark(&self, bits: u32) {
+        // SAFETY: as in `value`; an aligned word.
+        unsafe { (*self.0).state |= bits }
+    }
+}
+
+impl<A> Entry<HalfOpen<A>> {
+    /// The flow inside.
+    #[inline(always)]
+    pub const fn flow(&self) -> Entry<Flow<A>> {
+        // SAFETY: as in `value`; the address of a field.
+        Entry(unsafe { &raw mut (*self.0).flow })
+    }
+
+    /// Notes the sequence number of the backend's SYN-ACK.
+    #[inline(always)]
+    pub const fn set_server_isn(&self, isn: u32) {
+        // SAFETY: as in `value`; an aligned word.
+        unsafe { (*self.0).server_isn = isn }
+    }
+}
+
+/// Finds a service.
+#[inline(always)]
+pub fn service<A>(map: ServiceMap<A>, key: &ServiceKey<A>) -> Option<&'static Service> {
+    // SAFETY: the agent replaces entries as a whole, and a replaced one stays as it was until no program
+    // that saw it runs any more.
+    unsafe { map.get(key) }
+}
+
+/// Takes the next turn of a counter.
+#[inline(always)]
+pub fn take_turn(index: u32) -> Option<u64> {
+    let turn = TURNS.get_ptr_mut(index)?;
+    let mut value: u64 = 1;
+    // SAFETY: array elements live as long as the map and are 8-byte aligned; every program changes this
+    // word atomically, and the agent writes it only while no service points to it. In assembly because
+    // core's AtomicU64 has no fetch_add for this target.
+    unsafe {
+        core::arch::asm!(
+            "{value} = atomic_fetch_add((u64 *)({turn} + 0), {value})",
+            turn = in(reg) &raw mut (*turn).next,
+            value = inout(reg) value,
+            options(nostack),
+        );
+    }
+    Some(value)
+}
+
+/// Reads a slot.
+#[inline(always)]
+pub fn slot(index: u32) -> Option<&'static Slot> {
+    SLOTS.get(index)
+}
+
+/// Reads a backend.
+#[inline(always)]
+pub fn backend(index: u32) -> Option<&'static Backend> {
+    BACKENDS.get(index)
+}
+
+/// What the agent may change at run time.
+#[inline(always)]
+pub fn settings() -> Option<&'static Settings> {
+    SETTINGS.get(0)
+}
+
+/// This CPU's draft for a new flow.
+#[inline(always)]
+pub fn draft<A, const N: usize>(
+    map: &'static PerCpuArray<Draft<A>, N>,
+) -> Option<&'static mut Draft<A>> {
+    // SAFETY: this CPU's own element; `Family::draft` is called once in a run of a program, so that
+    // there is one reference, and programs do not interrupt each other.
+    map.get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
+}
+
+/// Changes a backend's counters on this CPU.
+#[inline(always)]
+pub fn count_backend(index: u32, change: impl FnOnce(&mut BackendCounters)) {
+    if let Some(counters) = BACKEND_STATS.get_ptr_mut(index) {
+        // SAFETY: this CPU's own element, and programs do not migrate.
+        change(unsafe { &mut *counters });
+    }
+}
+
+/// Counts a verdict on this CPU.
+#[inline(always)]
+pub fn count_verdict(verdict: Verdict) {
+    let index = verdict as usize;
+    if index >= VERDICT_COUNT {
+        return;
+    }
+    if let Some(counters) = VERDICTS.get_ptr_mut(0) {
+        // SAFETY: VerdictCounters is VERDICT_COUNT words (asserted beside it), `index` is below that
+        // (above), and the element is this CPU's own.
+        unsafe { *counters.cast::<u64>().add(index) += 1 }
+    }
+}
+
+macro_rules! accessors {
+    ($( $name:ident $ident:ident : $map:ty; )+) => {
+        $(
+            #[doc = concat!("The map `", stringify!($name), "`.")]
+            #[inline(always)]
+            pub fn $name() -> &'static $map {
+                &$ident
+            }
+        )+
+    };
+}
+
+accessors! {
+    services_v4 SERVICES_V4: HashMap<ServiceKey<[u8; 4]>, Service, SERVICES>;
+    services_v6 SERVICES_V6: HashMap<ServiceKey<[u8; 16]>, Service, SERVICES>;
+    tcp_v4 TCP_V4: Lru<FlowKey<[u8; 4]>, Flow<[u8; 4]>, TCP>;
+    tcp_v6 TCP_V6: Lru<FlowKey<[u8; 16]>, Flow<[u8; 16]>, TCP>;
+    half_open_v4 HALF_OPEN_V4: Lru<FlowKey<[u8; 4]>, HalfOpen<[u8; 4]>, HALF_OPEN>;
+    half_open_v6 HALF_OPEN_V6: Lru<FlowKey<[u8; 16]>, HalfOpen<[u8; 16]>, HALF_OPEN>;
+    udp_v4 UDP_V4: Lru<FlowKey<[u8; 4]>, Flow<[u8; 4]>, UDP>;
+    udp_v6 UDP_V6: Lru<FlowKey<[u8; 16]>, Flow<[u8; 16]>, UDP>;
+    draft_v4 DRAFT_V4: PerCpuArray<Draft<[u8; 4]>, 1>;
+    draft_v6 DRAFT_V6: PerCpuArray<Draft<[u8; 16]>, 1>;
+}

@@ -1,0 +1,42 @@
+//! Flow → packet: addresses, ports and checksums.
+
+use core::mem::offset_of;
+
+use graylb_common::{flow::Flow, verdict::Verdict};
+use network_types::{tcp::TcpHdr, udp::UdpHdr};
+
+use crate::{
+    access::{ChecksumChange, Frame},
+    family::Family,
+    parse::Packet,
+};
+
+/// Rewrites the packet's tuple as the flow says.
+#[inline(always)]
+pub fn rewrite<Fam: Family, F: Frame>(
+    frame: &mut F,
+    packet: &Packet<Fam>,
+    flow: &Flow<Fam::Address>,
+) -> Result<(), Verdict> {
+    let key = &flow.rewrite;
+    if !Fam::write_addresses(frame, key, flow.address_delta) {
+        return Err(Verdict::RewriteFailed);
+    }
+    let Some(ports) = frame.window::<4>(packet.transport) else {
+        return Err(Verdict::RewriteFailed);
+    };
+    ports.set::<[u16; 2], 0>([key.source_port.to_be(), key.destination_port.to_be()]);
+    let is_udp = packet.tcp.is_none();
+    let field = if is_udp { offset_of!(UdpHdr, check) } else { offset_of!(TcpHdr, check) };
+    let change = ChecksumChange {
+        addresses: flow.address_delta,
+        ports: flow.port_delta,
+        zero_means_none: is_udp,
+        ipv6: Fam::IPV6,
+    };
+    if frame.update_transport_checksum(packet.transport + field, &change) {
+        Ok(())
+    } else {
+        Err(Verdict::RewriteFailed)
+    }
+}

@@ -1,0 +1,195 @@
+//! TCP flows: followed as far as pinning needs it.
+//!
+//! A SYN always selects anew, into the half-open table; what the tuple's established flow does is left
+//! alone until the new handshake is complete, so that a forged SYN disturbs nobody. A flow is promoted
+//! by the client's acknowledgement of the backend's SYN-ACK (RFC 9293, 3.5), which a sender of forged
+//! addresses never sees.
+
+use graylb_common::{
+    flow::{FLOW_CHALLENGED, FLOW_CLOSED, FLOW_FIN, FLOW_REPLY, FLOW_RESET, FLOW_SYN_ACK, Flow},
+    verdict::Verdict,
+};
+
+use crate::{
+    access::{Frame, now_ns},
+    classify, count,
+    family::{Family, FlowOf, HalfOpenOf},
+    maps::{Entry, FlowTable},
+    parse::{ACK, FIN, Packet, RST, SYN, Segment},
+    pipeline::Direction,
+    select,
+};
+
+type Found<Fam> = Result<Entry<Flow<<Fam as Family>::Address>>, Verdict>;
+
+/// The flow of a TCP packet.
+#[inline(always)]
+pub fn classify<D: Direction, Fam: Family, F: Frame>(
+    frame: &F,
+    packet: &Packet<Fam>,
+    segment: Segment,
+) -> Found<Fam> {
+    match segment.flags & (SYN | ACK) {
+        SYN => syn::<D, Fam, F>(frame, packet, segment),
+        flags if flags == SYN | ACK => syn_ack::<D, Fam>(packet, segment),
+        _ => data::<D, Fam>(packet, segment),
+    }
+}
+
+/// A client asks for a connection.
+#[inline(always)]
+fn syn<D: Direction, Fam: Family, F: Frame>(
+    frame: &F,
+    packet: &Packet<Fam>,
+    segment: Segment,
+) -> Found<Fam> {
+    if let Some(half_open) = Fam::half_open().find(&packet.key)
+        && half_open.value().client_isn == segment.sequence
+        && half_open.value().flow.state & FLOW_REPLY == 0
+    {
+        // The same SYN again: its answer may be on its way.
+        return Ok(half_open.flow());
+    }
+    let service = classify::service::<D, Fam>(packet)?;
+    let choice = select::backend::<Fam>(service)?;
+    if let Some(established) = Fam::tcp().find(&packet.key) {
+        established.mark(FLOW_CHALLENGED);
+    }
+    let draft = select::draft::<Fam, F>(frame, packet, service, &choice)?;
+    draft.forward.client_isn = segment.sequence;
+    draft.reply.client_isn = segment.sequence;
+    let table = Fam::half_open();
+    if !table.put(&draft.reply_key, &draft.reply) || !table.put(&packet.key, &draft.forward) {
+        return Err(Verdict::FlowTableFull);
+    }
+    count::opened(choice.index);
+    table.find(&packet.key).map(|entry| entry.flow()).ok_or(Verdict::FlowTableFull)
+}
+
+/// A backend accepts.
+#[inline(always)]
+fn syn_ack<D: Direction, Fam: Family>(packet: &Packet<Fam>, segment: Segment) -> Found<Fam> {
+    let Some(reply) = Fam::half_open().find(&packet.key) else {
+        // Perhaps sent again, after the flow was promoted.
+        return reply_of_established::<D, Fam>(packet);
+    };
+    let client = reply.value().flow.rewrite.reversed();
+    if let Some(forward) = Fam::half_open().find(&client)
+        && segment.acknowledgement == forward.value().client_isn.wrapping_add(1)
+    {
+        forward.set_server_isn(segment.sequence);
+        forward.flow().mark(FLOW_SYN_ACK);
+    }
+    Ok(reply.flow())
+}
+
+#[inline(always)]
+fn reply_of_established<D: Direction, Fam: Family>(packet: &Packet<Fam>) -> Found<Fam> {
+    match Fam::tcp().find(&packet.key) {
+        Some(flow) if flow.value().state & FLOW_REPLY != 0 => Ok(flow),
+        _ => Err(no_flow::<D, Fam>(packet)),
+    }
+}
+
+/// Everything else: data, acknowledgements, FIN, RST.
+#[inline(always)]
+fn data<D: Direction, Fam: Family>(packet: &Packet<Fam>, segment: Segment) -> Found<Fam> {
+    let established = Fam::tcp().find(&packet.key);
+    if let Some(flow) = established
+        && flow.value().state & FLOW_CHALLENGED == 0
+    {
+        return seen::<D, Fam>(flow, segment);
+    }
+    if let Some(half_open) = Fam::half_open().find(&packet.key) {
+        let promoted = promote::<Fam>(packet, segment, half_open, established);
+        // A half-open flow beside an established one has not yet taken the tuple over.
+        if promoted.is_some() || established.is_none() {
+            return Ok(promoted.unwrap_or(half_open.flow()));
+        }
+    }
+    match established {
+        Some(flow) => seen::<D, Fam>(flow, segment),
+        None => Err(no_flow::<D, Fam>(packet)),
+    }
+}
+
+/// A packet of an established flow.
+#[inline(always)]
+fn seen<D: Direction, Fam: Family>(flow: Entry<FlowOf<Fam>>, segment: Segment) -> Found<Fam> {
+    if !D::IN && flow.value().state & FLOW_REPLY == 0 {
+        return Err(Verdict::HostOutput);
+    }
+    flow.touch(now_ns());
+    if segment.flags & (FIN | RST) != 0 {
+        end::<Fam>(flow, segment);
+    }
+    Ok(flow)
+}
+
+/// Follows the end of a flow: closed by a reset, or by a FIN each way; counted once.
+#[inline(always)]
+fn end<Fam: Family>(flow: Entry<FlowOf<Fam>>, segment: Segment) {
+    let reset = segment.flags & RST != 0;
+    flow.mark(if reset { FLOW_RESET } else { FLOW_FIN });
+    let Some(other) = Fam::tcp().find(&flow.value().rewrite.reversed()) else { return };
+    if (reset || other.value().state & FLOW_FIN != 0) && flow.value().state & FLOW_CLOSED == 0 {
+        flow.mark(FLOW_CLOSED);
+        other.mark(FLOW_CLOSED);
+        count::closed(flow.value().backend);
+    }
+}
+
+/// Makes a half-open flow an established one if this packet completes its handshake; notes a refusal.
+#[inline(always)]
+fn promote<Fam: Family>(
+    packet: &Packet<Fam>,
+    segment: Segment,
+    half_open: Entry<HalfOpenOf<Fam>>,
+    predecessor: Option<Entry<FlowOf<Fam>>>,
+) -> Option<Entry<FlowOf<Fam>>> {
+    let half = half_open.value();
+    let state = half.flow.state;
+    if state & FLOW_REPLY != 0 {
+        if segment.flags & RST != 0 && state & FLOW_RESET == 0 {
+            half_open.flow().mark(FLOW_RESET);
+            count::refused(half.flow.backend);
+        }
+        return None;
+    }
+    let completes = state & FLOW_SYN_ACK != 0
+        && segment.flags & (ACK | RST) == ACK
+        && segment.acknowledgement == half.server_isn.wrapping_add(1);
+    if !completes {
+        return None;
+    }
+    let draft = Fam::draft()?;
+    draft.forward.flow = half.flow;
+    draft.forward.flow.last_seen_ns = now_ns();
+    draft.forward.flow.state = 0;
+    select::fill_reply::<Fam>(draft, &packet.key);
+    if let Some(old) = predecessor {
+        draft.reply_key = old.value().rewrite.reversed();
+        Fam::tcp().forget(&draft.reply_key);
+    }
+    draft.reply_key = draft.forward.flow.rewrite.reversed();
+    let table = Fam::tcp();
+    if !table.put(&draft.reply_key, &draft.reply.flow)
+        || !table.put(&packet.key, &draft.forward.flow)
+    {
+        // The half-open entries serve on, until there is room or they are evicted.
+        return None;
+    }
+    Fam::half_open().forget(&draft.reply_key);
+    Fam::half_open().forget(&packet.key);
+    count::established(draft.forward.flow.backend);
+    table.find(&packet.key)
+}
+
+/// A packet of no flow: none of ours, or of a connection that only this host's own stack may know.
+#[inline(always)]
+fn no_flow<D: Direction, Fam: Family>(packet: &Packet<Fam>) -> Verdict {
+    match classify::service::<D, Fam>(packet) {
+        Ok(_) => Verdict::NoFlow,
+        Err(verdict) => verdict,
+    }
+}

@@ -1,0 +1,60 @@
+//! UDP flows: a client's address and port stay with their backend while packets come.
+
+use graylb_common::{
+    flow::{FLOW_REPLY, Flow},
+    verdict::Verdict,
+};
+
+use crate::{
+    access::{Frame, now_ns},
+    classify, count,
+    family::{Family, FlowOf},
+    maps::{self, Entry, FlowTable},
+    parse::Packet,
+    pipeline::Direction,
+    select,
+};
+
+/// The flow of a UDP packet.
+#[inline(always)]
+pub fn classify<D: Direction, Fam: Family, F: Frame>(
+    frame: &F,
+    packet: &Packet<Fam>,
+) -> Result<Entry<Flow<Fam::Address>>, Verdict> {
+    let now = now_ns();
+    if let Some(flow) = Fam::udp().find(&packet.key) {
+        let reply = flow.value().state & FLOW_REPLY != 0;
+        if !D::IN && !reply {
+            return Err(Verdict::HostOutput);
+        }
+        if reply || !expired::<Fam>(flow, now) {
+            flow.touch(now);
+            return Ok(flow);
+        }
+    }
+    let service = classify::service::<D, Fam>(packet)?;
+    let choice = select::backend::<Fam>(service)?;
+    let draft = select::draft::<Fam, F>(frame, packet, service, &choice)?;
+    let table = Fam::udp();
+    if !table.put(&draft.reply_key, &draft.reply.flow)
+        || !table.put(&packet.key, &draft.forward.flow)
+    {
+        return Err(Verdict::FlowTableFull);
+    }
+    count::opened(choice.index);
+    table.find(&packet.key).ok_or(Verdict::FlowTableFull)
+}
+
+/// Whether nothing has gone either way for the timeout.
+#[inline(always)]
+pub fn expired<Fam: Family>(flow: Entry<FlowOf<Fam>>, now_ns: u64) -> bool {
+    let Some(settings) = maps::settings() else { return false };
+    let idle = |seen_ns: u64| now_ns.saturating_sub(seen_ns) > settings.udp_timeout_ns;
+    if !idle(flow.value().last_seen_ns) {
+        return false;
+    }
+    match Fam::udp().find(&flow.value().rewrite.reversed()) {
+        Some(other) => idle(other.value().last_seen_ns),
+        None => true,
+    }
+}
