@@ -42,6 +42,16 @@ pub struct BackendCounters {
     pub closed: u64,
 }
 
+impl BackendCounters {
+    /// Adds another CPU's counters to these.
+    pub const fn add(&mut self, other: &Self) {
+        self.opened = self.opened.wrapping_add(other.opened);
+        self.established = self.established.wrapping_add(other.established);
+        self.refused = self.refused.wrapping_add(other.refused);
+        self.closed = self.closed.wrapping_add(other.closed);
+    }
+}
+
 #[cfg(feature = "user")]
 mod pod {
     #![expect(unsafe_code, reason = "aya's marker trait for plain old data is unsafe to implement")]

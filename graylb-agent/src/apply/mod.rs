@@ -1,13 +1,44 @@
 //! The only part that talks to BPF: loads, attaches, pins, and writes what [`crate::compile`] decided.
+//!
+//! In: options, interfaces, changes. Out: programs at work, counters. It decides nothing about traffic,
+//! and it is never on the packet path: dropping [`DataPlane`] leaves everything pinned and at work.
+
+mod attach;
+mod device;
+mod error;
+mod pins;
+mod regions;
+mod tables;
 
 use std::{net::SocketAddr, path::PathBuf};
 
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel, programs::ProgramError, util::KernelVersion};
+use aya_log::EbpfLogger;
+use graylb_common::{
+    backend::BackendCounters,
+    maps::{self, GLOBAL_CSUM_IPV6_FLAG},
+    settings::Settings,
+    verdict::VerdictCounters,
+};
+
+pub use self::{
+    attach::Attachment,
+    error::ApplyError,
+    pins::{UnloadReport, unload},
+};
+use self::{pins::Pins, tables::Tables};
 use crate::{
     compile::{Change, Image},
     config::{FlowsConfig, InterfaceConfig},
     model::spec::Endpoint,
 };
-use graylb_common::{backend::BackendCounters, settings::Settings, verdict::VerdictCounters};
+
+/// The eBPF object, built by this crate's build script.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/graylb-ebpf"));
+
+/// `BPF_F_IPV6` of `bpf_l4_csum_replace` (include/uapi/linux/bpf.h, since Linux 6.16): the pseudo-header is
+/// IPv6's, whose addresses no network header checksum balances.
+const BPF_F_IPV6: u64 = 1 << 7;
 
 /// How the data plane is opened.
 #[derive(Clone, Debug)]
@@ -20,76 +51,174 @@ pub struct Options {
     pub kernel_log: bool,
 }
 
-/// Where an interface is attached, and why so.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Attachment {
-    /// The interface.
-    pub interface: String,
-    /// `tc` or `xdp`.
-    pub hook: String,
-    /// One sentence.
-    pub reason: String,
-}
-
-/// Why something about the data plane failed.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct ApplyError(pub String);
-
 /// The loaded data plane. Dropping it leaves programs, maps and links pinned and at work.
-#[derive(Debug)]
-pub struct DataPlane;
+pub struct DataPlane {
+    ebpf: Ebpf,
+    pins: Pins,
+    tables: Tables,
+    notes: Vec<String>,
+}
 
 impl DataPlane {
     /// Loads the programs, over the maps pinned by an earlier agent if there are any, and takes the lock
     /// that keeps a second agent away. Nothing is attached yet, and links of the earlier agent keep their
     /// programs until [`DataPlane::attach`].
-    pub fn open(_options: &Options) -> Result<Self, ApplyError> {
-        todo!()
+    ///
+    /// # Errors
+    ///
+    /// No BPF file system; another agent runs on the pins; pins of another ABI version or layout; the
+    /// kernel refuses a map or program.
+    pub fn open(options: &Options) -> Result<Self, ApplyError> {
+        let pins = Pins::open(&options.pin_dir)?;
+        let mut notes = pins.check_maps(&sizes(&options.flows))?;
+        let mut ebpf = match load(&pins, options) {
+            Ok(ebpf) => ebpf,
+            Err(error) => {
+                pins.abandon_if_fresh();
+                return Err(error);
+            }
+        };
+        let mut tables = Tables::take(&mut ebpf)?;
+        notes.append(&mut tables.reconcile()?);
+        tables.set_settings(Settings {
+            udp_timeout_ns: u64::try_from(options.flows.udp_timeout.as_nanos()).unwrap_or(u64::MAX),
+        })?;
+        Ok(Self { ebpf, pins, tables, notes })
     }
+
+    /// What was found and repaired or kept on opening, a line each, for the log.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The reader of the programs' log records, once; they exist if `kernel_log` was set.
+    ///
+    /// # Errors
+    ///
+    /// The ring buffer cannot be mapped.
+    pub fn take_logger(&mut self) -> Result<EbpfLogger<&'static dyn log::Log>, ApplyError> {
+        EbpfLogger::init(&mut self.ebpf)
+            .map_err(|error| ApplyError::new("cannot read the programs' log", error))
+    }
+
     /// Attaches to exactly these interfaces: takes over pinned links in place, adds missing ones, and
     /// detaches from interfaces that are not listed. One result for each interface, in order.
     pub fn attach(
         &mut self,
-        _interfaces: &[InterfaceConfig],
+        interfaces: &[InterfaceConfig],
     ) -> Vec<Result<Attachment, ApplyError>> {
-        todo!()
+        attach::attach(&mut self.ebpf, &self.pins, interfaces)
     }
+
     /// What the kernel holds.
     #[must_use]
     pub fn installed(&self) -> &Image {
-        todo!()
+        self.tables.installed()
     }
+
     /// The generation of a service in the kernel.
     #[must_use]
-    pub fn generation(&self, _endpoint: &Endpoint) -> Option<u64> {
-        todo!()
+    pub fn generation(&self, endpoint: &Endpoint) -> Option<u64> {
+        self.tables.generation(endpoint)
     }
+
     /// Puts one change in force and returns the service's new generation (0 for a removal). On an error
     /// what was in force still is.
-    pub fn apply(&mut self, _change: &Change) -> Result<u64, ApplyError> {
-        todo!()
+    ///
+    /// # Errors
+    ///
+    /// A table is full, or the kernel refuses a write.
+    pub fn apply(&mut self, change: &Change) -> Result<u64, ApplyError> {
+        self.tables.apply(change)
     }
+
     /// Changes settings in the running programs.
-    pub fn set_settings(&mut self, _settings: Settings) -> Result<(), ApplyError> {
-        todo!()
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses the write.
+    pub fn set_settings(&mut self, settings: Settings) -> Result<(), ApplyError> {
+        self.tables.set_settings(settings)
     }
+
     /// Packets by verdict, all CPUs together.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
     pub fn verdicts(&self) -> Result<VerdictCounters, ApplyError> {
-        todo!()
+        self.tables.verdicts()
     }
+
     /// Counters of a service's backends, for each pool number and backend address that was in force
     /// since the maps were made.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
     pub fn backend_counters(
         &self,
-        _endpoint: &Endpoint,
+        endpoint: &Endpoint,
     ) -> Result<Vec<(u32, SocketAddr, BackendCounters)>, ApplyError> {
-        todo!()
+        self.tables.backend_counters(endpoint)
+    }
+
+    /// Gives up a start that failed: if this process made the pins, they go again; what an earlier agent
+    /// left stays at work.
+    pub fn abandon(self) {
+        let Self { pins, .. } = self;
+        pins.abandon_if_fresh();
     }
 }
 
-/// Removes everything below `pin_dir`, whatever its ABI version: links first, which detaches them. Refused
-/// while an agent runs. Returns what was removed, a line each; nothing there is no error.
-pub fn unload(_pin_dir: &std::path::Path) -> Result<Vec<String>, ApplyError> {
-    todo!()
+/// Entries of the maps whose size is configured.
+fn sizes(flows: &FlowsConfig) -> [(&'static str, u32); 6] {
+    [
+        (maps::TCP_V4, flows.tcp),
+        (maps::TCP_V6, flows.tcp),
+        (maps::HALF_OPEN_V4, flows.half_open),
+        (maps::HALF_OPEN_V6, flows.half_open),
+        (maps::UDP_V4, flows.udp),
+        (maps::UDP_V6, flows.udp),
+    ]
+}
+
+/// Loads maps and programs, and pins the programs; the links are [`attach`]'s.
+fn load(pins: &Pins, options: &Options) -> Result<Ebpf, ApplyError> {
+    let csum_flag = match KernelVersion::current() {
+        Ok(version) if version >= KernelVersion::new(6, 16, 0) => BPF_F_IPV6,
+        Ok(_) | Err(_) => 0,
+    };
+    let log_level: u8 = if options.kernel_log { log::Level::Info as u8 } else { 0 };
+    let mut loader = EbpfLoader::new();
+    loader
+        .verifier_log_level(VerifierLogLevel::STATS)
+        .override_global(GLOBAL_CSUM_IPV6_FLAG, &csum_flag, true)
+        .override_global("AYA_LOG_LEVEL", &log_level, true);
+    for name in maps::ALL {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    for (name, entries) in sizes(&options.flows) {
+        loader.map_max_entries(name, entries);
+    }
+    let mut ebpf = loader
+        .load(OBJECT)
+        .map_err(|error| ApplyError::new("cannot create graylb's maps in the kernel", error))?;
+    for name in maps::PROGRAMS {
+        let program = ebpf.program_mut(name).ok_or_else(|| ApplyError::missing_program(name))?;
+        load_program(program).map_err(|error| {
+            ApplyError::new(format!("the kernel refused the program {name}"), error)
+        })?;
+        pins.replace_program(program, name)?;
+    }
+    Ok(ebpf)
+}
+
+fn load_program(program: &mut aya::programs::Program) -> Result<(), ProgramError> {
+    match program {
+        aya::programs::Program::Xdp(xdp) => xdp.load(),
+        aya::programs::Program::SchedClassifier(classifier) => classifier.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
 }

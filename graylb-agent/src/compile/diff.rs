@@ -18,7 +18,9 @@ pub enum Change {
 #[must_use]
 pub fn diff(installed: &Image, wanted: &Image) -> Vec<Change> {
     let removed = installed.keys().filter(|endpoint| !wanted.contains_key(endpoint));
-    let put = wanted.iter().filter(|(endpoint, image)| installed.get(endpoint) != Some(image));
+    let put = wanted.iter().filter(|(endpoint, image)| {
+        installed.get(endpoint).is_none_or(|installed| !installed.routes_like(image))
+    });
     removed
         .map(|endpoint| Change::Remove(*endpoint))
         .chain(put.map(|(endpoint, image)| Change::Put(*endpoint, image.clone())))

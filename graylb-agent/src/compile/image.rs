@@ -18,6 +18,19 @@ pub struct ServiceImage {
     pub slots: Vec<u32>,
 }
 
+impl ServiceImage {
+    /// Whether both route alike: same pool, and slot by slot the same backend. The order in which
+    /// backends are listed does not matter.
+    #[must_use]
+    pub fn routes_like(&self, other: &Self) -> bool {
+        self.pool == other.pool && self.routes().eq(other.routes())
+    }
+
+    fn routes(&self) -> impl Iterator<Item = Option<&BackendImage>> {
+        self.slots.iter().map(|&slot| self.backends.get(slot as usize))
+    }
+}
+
 /// One backend of a [`ServiceImage`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackendImage {
