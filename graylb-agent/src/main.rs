@@ -1,2 +1,5 @@
 //! The `graylb` command.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    graylb_agent::cli::main()
+}

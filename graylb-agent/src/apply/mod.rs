@@ -166,9 +166,8 @@ impl DataPlane {
 
     /// Gives up a start that failed: if this process made the pins, they go again; what an earlier agent
     /// left stays at work.
-    pub fn abandon(self) {
-        let Self { pins, .. } = self;
-        pins.abandon_if_fresh();
+    pub fn abandon(&self) {
+        self.pins.abandon_if_fresh();
     }
 }
 

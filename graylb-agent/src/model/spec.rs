@@ -258,3 +258,38 @@ pub struct Spec {
     /// Pools by name.
     pub pools: BTreeMap<Name, PoolSpec>,
 }
+
+/// Whether `service` may send its flows to `pool`.
+///
+/// # Errors
+///
+/// They are of different IP families; the pool has the service's own address; or the service is on a
+/// loopback address, which only this host reaches, and a backend is not.
+pub fn check_use(
+    name: &Name,
+    service: &ServiceSpec,
+    pool_name: &dyn fmt::Display,
+    pool: &PoolSpec,
+) -> Result<(), SpecError> {
+    let address = service.endpoint.address;
+    for backend in &pool.backends {
+        if backend.address.is_ipv4() != address.is_ipv4() {
+            return Err(SpecError(format!(
+                "service {name} is on {address}, pool {pool_name} has {}: both must be of one IP family",
+                backend.address
+            )));
+        }
+        if backend.address == address {
+            return Err(SpecError(format!(
+                "pool {pool_name} has {address}, which is service {name}'s own address: its flows would go round in a circle"
+            )));
+        }
+        if address.ip().is_loopback() && !backend.address.ip().is_loopback() {
+            return Err(SpecError(format!(
+                "service {name} is on the loopback address {address}, pool {pool_name} has {}, which is not: packets from a loopback address cannot leave this host",
+                backend.address
+            )));
+        }
+    }
+    Ok(())
+}

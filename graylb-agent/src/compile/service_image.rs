@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use crate::model::spec::{Endpoint, Name};
+use crate::model::spec::Endpoint;
 
 /// All services in the kernel.
 pub type Image = BTreeMap<Endpoint, ServiceImage>;
@@ -43,6 +43,6 @@ pub struct BackendImage {
 /// The number by which maps name a pool: the CRC-32 of its name, so that it needs no state and is the
 /// same on every agent. For readers and counters only; nothing is decided by it.
 #[must_use]
-pub fn pool_number(pool: &Name) -> u32 {
-    crc32fast::hash(pool.as_str().as_bytes())
+pub fn pool_number(pool: &str) -> u32 {
+    crc32fast::hash(pool.as_bytes())
 }

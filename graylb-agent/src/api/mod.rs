@@ -1,0 +1,65 @@
+//! The HTTP API: requests become typed commands to the daemon, answers become JSON or text.
+//!
+//! Nothing is changed here. What a request may do is decided in [`guard`] before it is looked at.
+
+mod compat;
+mod error;
+mod guard;
+mod server;
+mod v1;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    middleware,
+    routing::{any, get, post},
+};
+
+pub use self::{
+    error::{ErrorBody, ErrorDetail},
+    server::serve,
+    v1::SwitchBody,
+};
+use crate::daemon::Handle;
+
+/// Longest request body, in bytes.
+const MAX_BODY: usize = 64 << 10;
+
+/// What every request sees.
+#[derive(Clone)]
+pub struct Context {
+    /// The daemon.
+    pub daemon: Handle,
+    /// What `Authorization: Bearer` must carry; `None`: nothing is asked.
+    pub token: Option<Arc<str>>,
+    /// Where the API listens.
+    pub listen: SocketAddr,
+}
+
+/// Who sent a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
+/// All routes.
+pub fn router(context: Context) -> Router {
+    Router::new()
+        .route("/_switch_upstream", any(compat::switch_upstream))
+        .route("/ups_update", any(compat::ups_update))
+        .route("/v1/services", get(v1::services))
+        .route("/v1/services/{name}", get(v1::service))
+        .route("/v1/services/{name}/switch", post(v1::switch))
+        .route("/v1/status", get(v1::status))
+        .route("/v1/reload", post(v1::reload))
+        .route("/healthz", get(v1::healthz))
+        .route("/readyz", get(v1::readyz))
+        .fallback(v1::not_found)
+        .method_not_allowed_fallback(v1::method_not_allowed)
+        .layer(middleware::from_fn_with_state(context.clone(), guard::check))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(context)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,159 @@
+//! Sections `agent`, `api`, `flows` and `interfaces`.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use graylb_common::maps;
+
+use super::{
+    AgentConfig, ApiConfig, AttachMode, FlowsConfig, InterfaceConfig,
+    diagnostic::{Report, did_you_mean},
+    read::Section,
+};
+
+/// Options of `[agent]`.
+pub(super) const AGENT_KEYS: &[&str] = &["pin_dir", "state_file", "log", "kernel_log"];
+/// Options of `[api]`.
+pub(super) const API_KEYS: &[&str] = &["listen", "token_file"];
+/// Options of `[flows]`.
+pub(super) const FLOWS_KEYS: &[&str] = &["tcp", "half_open", "udp", "udp_timeout"];
+/// Options of `[interfaces.NAME]`.
+pub(super) const INTERFACE_KEYS: &[&str] = &["attach"];
+
+/// Longest interface name (IFNAMSIZ less the final zero, include/uapi/linux/if.h).
+const MAX_INTERFACE_NAME: usize = 15;
+/// Entries of a flow table.
+const FLOW_ENTRIES: std::ops::RangeInclusive<u32> = 1024..=1 << 24;
+const UDP_TIMEOUT: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(3600);
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        Self {
+            pin_dir: "/sys/fs/bpf/graylb".into(),
+            state_file: "/var/lib/graylb/state.json".into(),
+            log: "info".into(),
+            kernel_log: false,
+        }
+    }
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        Self { listen: crate::DEFAULT_API, token_file: None }
+    }
+}
+
+impl Default for FlowsConfig {
+    fn default() -> Self {
+        Self {
+            tcp: maps::DEFAULT_TCP_ENTRIES,
+            half_open: maps::DEFAULT_HALF_OPEN_ENTRIES,
+            udp: maps::DEFAULT_UDP_ENTRIES,
+            udp_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+pub(super) fn agent(top: &Section<'_>, report: &mut Report<'_>) -> AgentConfig {
+    let mut config = AgentConfig::default();
+    let Some(section) = top.section("agent", report) else { return config };
+    section.refuse_unknown(AGENT_KEYS, report);
+    let path = |key: &str, report: &mut Report<'_>| -> Option<PathBuf> {
+        let (text, span) = section.string(key, report)?;
+        if !text.starts_with('/') {
+            report.error(
+                &span,
+                format!("{} = {text:?} is no absolute path: start it with /", section.name(key)),
+            );
+        }
+        Some(text.into())
+    };
+    if let Some(pin_dir) = path("pin_dir", report) {
+        config.pin_dir = pin_dir;
+    }
+    if let Some(state_file) = path("state_file", report) {
+        config.state_file = state_file;
+    }
+    if let Some((filter, span)) = section.string("log", report) {
+        if let Err(error) = filter.parse::<tracing_subscriber::EnvFilter>() {
+            report.error(&span, format!("agent.log = {filter:?} is no log filter ({error}): use error, warn, info, debug or trace"));
+        }
+        config.log = filter;
+    }
+    config.kernel_log = section.boolean("kernel_log", report).unwrap_or(config.kernel_log);
+    config
+}
+
+pub(super) fn api(top: &Section<'_>, report: &mut Report<'_>) -> ApiConfig {
+    let mut config = ApiConfig::default();
+    let Some(section) = top.section("api", report) else { return config };
+    section.refuse_unknown(API_KEYS, report);
+    config.token_file = section.string("token_file", report).map(|(path, _)| path.into());
+    if let Some((listen, span)) = section.parsed::<SocketAddr>("listen", report) {
+        if !listen.ip().is_loopback() && config.token_file.is_none() {
+            report.error(
+                &span,
+                format!("api.listen = \"{listen}\" is reachable from other hosts, so api.token_file is needed: name a file that holds a token, or listen on 127.0.0.1"),
+            );
+        }
+        config.listen = listen;
+    }
+    config
+}
+
+pub(super) fn flows(top: &Section<'_>, report: &mut Report<'_>) -> FlowsConfig {
+    let mut config = FlowsConfig::default();
+    let Some(section) = top.section("flows", report) else { return config };
+    section.refuse_unknown(FLOWS_KEYS, report);
+    config.tcp = section.integer("tcp", FLOW_ENTRIES, report).unwrap_or(config.tcp);
+    config.half_open =
+        section.integer("half_open", FLOW_ENTRIES, report).unwrap_or(config.half_open);
+    config.udp = section.integer("udp", FLOW_ENTRIES, report).unwrap_or(config.udp);
+    if let Some((timeout, _)) = section.duration("udp_timeout", UDP_TIMEOUT, report) {
+        config.udp_timeout = timeout;
+    }
+    config
+}
+
+pub(super) fn interfaces(top: &Section<'_>, report: &mut Report<'_>) -> Vec<InterfaceConfig> {
+    let listed = top.section("interfaces", report).map(|section| section.sections(report));
+    let listed = listed.unwrap_or_default();
+    if listed.is_empty() {
+        report.error(
+            &(0..0),
+            "no interface: write a table such as [interfaces.lo] for each interface that clients or backends are behind",
+        );
+    }
+    let mut interfaces = Vec::new();
+    for ((name, span), section) in listed {
+        section.refuse_unknown(INTERFACE_KEYS, report);
+        if name.is_empty() || name.len() > MAX_INTERFACE_NAME || name.contains(['/', ' ', ':']) {
+            report.error(&span, format!("{name:?} is no interface name: 1 to {MAX_INTERFACE_NAME} characters, none of / : or space"));
+        }
+        let attach = attach_mode(&section, report);
+        interfaces.push(InterfaceConfig { name, attach });
+    }
+    interfaces
+}
+
+fn attach_mode(section: &Section<'_>, report: &mut Report<'_>) -> AttachMode {
+    const ALLOWED: [&str; 3] = ["auto", "tc", "xdp"];
+    let Some((mode, span)) = section.string("attach", report) else { return AttachMode::Auto };
+    match mode.as_str() {
+        "auto" => AttachMode::Auto,
+        "tc" => AttachMode::Tc,
+        "xdp" => AttachMode::Xdp,
+        "xdp-generic" => {
+            report.error(&span, "attach = \"xdp-generic\" is refused: generic XDP sees packets whose checksums are not finished yet (GRO, veth, loopback) and would corrupt them; use \"tc\", which works on every interface");
+            AttachMode::Auto
+        }
+        _ => {
+            let hint = did_you_mean(&mode, ALLOWED);
+            report.error(
+                &span,
+                format!("{} = {mode:?}: auto, tc or xdp are allowed{hint}", section.name("attach")),
+            );
+            AttachMode::Auto
+        }
+    }
+}

@@ -1,0 +1,178 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::spec::{Name, ProbeKind};
+
+const GOOD: &str = r#"
+[interfaces.lo]
+[services.shop]
+address = "127.0.0.1:8000"
+aliases = ["Shop.example"]
+default_pool = "blue"
+[pools.blue]
+backends = ["127.0.0.1:18081", { address = "127.0.0.1:18082", weight = 3 }]
+probe = { type = "http", path = "/healthz", status = ["200-299", 304], interval = "2s" }
+"#;
+
+fn errors(text: &str) -> String {
+    Config::parse(text, "graylb.toml").expect_err("a mistake").to_string()
+}
+
+#[test]
+fn a_good_config_is_read_with_defaults() {
+    let (config, warnings) = Config::parse(GOOD, "graylb.toml").expect("good");
+    assert_eq!(warnings, []);
+    assert_eq!(config.api, ApiConfig::default());
+    let pool = &config.spec.pools[&Name::new("blue").expect("name")];
+    assert_eq!(pool.backends.iter().map(|b| b.weight).collect::<Vec<_>>(), [1, 3]);
+    let probe = pool.probe.as_ref().expect("probe");
+    assert_eq!((probe.rise, probe.fall, probe.timeout), (2, 3, Duration::from_millis(500)));
+    let ProbeKind::Http { path, statuses, .. } = &probe.kind else { panic!("http") };
+    assert_eq!((path.as_str(), statuses.as_slice()), ("/healthz", &[(200, 299), (304, 304)][..]));
+    assert_eq!(config.spec.services[&Name::new("shop").expect("name")].aliases, ["shop.example"]);
+}
+
+#[test]
+fn every_mistake_is_reported_at_once() {
+    insta::assert_snapshot!(errors(
+        r#"
+[agent]
+pin_dir = "relative"
+statefile = "/x"
+log = 3
+[api]
+listen = "0.0.0.0:80"
+[flows]
+tcp = 12
+udp_timeout = "1 minute"
+[interfaces.lo]
+attach = "xdp-generic"
+[interfaces.a-name-that-is-too-long]
+attach = "tcx"
+[services.shop]
+address = "127.0.0.1"
+default_pool = "blu"
+[services.web]
+address = "10.0.0.1:80"
+protocol = "sctp"
+aliases = ["ok.example", "not ok"]
+default_pool = "green"
+[services."bad name"]
+address = "10.0.0.1:81"
+default_pool = "v6"
+[services.circle]
+address = "10.0.0.5:80"
+default_pool = "green"
+[services.local]
+address = "127.0.0.1:80"
+default_pool = "green"
+[pools.blue]
+backends = ["127.0.0.1:18081", "127.0.0.1:18081"]
+probe = { type = "tcp", path = "/", interval = "10ms", timeout = "2s", rise = 0 }
+[pools.green]
+backends = ["10.0.0.5:80", { address = "10.0.0.6:80", wieght = 2000 }, { address = "10.0.0.7:80", weight = 2000 }]
+[pools.ok]
+backends = ["10.0.0.5:80"]
+[pools.v6]
+backends = ["[2001:db8::1]:80"]
+probe = { type = "http", path = "x", status = [99, "300-200"] }
+[servces]
+"#
+    ));
+}
+
+#[test]
+fn relations_are_checked() {
+    insta::assert_snapshot!(errors(
+        r#"
+[interfaces.lo]
+[services.a]
+address = "127.0.0.1:80"
+aliases = ["x.example"]
+default_pool = "far"
+[services.b]
+address = "127.0.0.1:80"
+aliases = ["X.example"]
+default_pool = "circle"
+[services.c]
+address = "[::1]:80"
+default_pool = "circle"
+[services.d]
+address = "127.0.0.1:81"
+default_pool = "fra"
+[pools.far]
+backends = ["10.0.0.1:80"]
+[pools.circle]
+backends = ["127.0.0.1:80"]
+"#
+    ));
+}
+
+#[test]
+fn syntax_errors_have_a_place() {
+    insta::assert_snapshot!(errors("[interfaces.lo]\nattach = \n[services.shop\n"));
+}
+
+#[test]
+fn warnings_do_not_stop() {
+    let text = GOOD.replace("[interfaces.lo]", "[interfaces.eth0]");
+    let (_, warnings) = Config::parse(&text, "graylb.toml").expect("good");
+    assert_eq!(warnings.len(), 1);
+    assert!(warnings[0].to_string().contains("[interfaces.lo] is missing"), "{}", warnings[0]);
+}
+
+#[test]
+fn a_missing_file_says_so() {
+    let error = Config::load(Path::new("/nonexistent/graylb.toml")).expect_err("missing");
+    assert!(error.to_string().contains("/nonexistent/graylb.toml: error: cannot read the config"));
+}
+
+#[test]
+fn what_needs_a_restart_is_named() {
+    let (old, _) = Config::parse(GOOD, "f").expect("good");
+    let (new, _) =
+        Config::parse(&format!("{GOOD}[flows]\ntcp = 2048\nudp_timeout = \"5s\"\n"), "f")
+            .expect("good");
+    assert_eq!(new.needs_restart(&old), ["flows.tcp"]);
+}
+
+#[test]
+fn every_option_is_documented() {
+    let docs = include_str!("../../../docs/config.md");
+    for (table, options) in OPTIONS {
+        assert!(docs.contains(&format!("[{table}]")), "docs/config.md lacks [{table}]");
+        for option in *options {
+            assert!(
+                docs.contains(&format!("| `{option}` |")),
+                "docs/config.md lacks `{option}` of [{table}]"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_examples_load_without_a_finding() {
+    let mut seen = 0;
+    for entry in fs::read_dir("../examples").expect("examples") {
+        let path = entry.expect("entry").path();
+        let (_, warnings) = Config::load(&path).unwrap_or_else(|errors| panic!("{errors}"));
+        assert_eq!(warnings, [], "{}", path.display());
+        seen += 1;
+    }
+    assert!(seen >= 3, "{seen} examples");
+}
+
+proptest! {
+    #[test]
+    fn damaged_text_is_an_error_or_a_config(
+        at in 0..GOOD.len(),
+        length in 0..20_usize,
+        with in ".{0,12}",
+    ) {
+        let mut text = GOOD.to_owned();
+        text.replace_range(at..(at + length).min(GOOD.len()), &with);
+        if let Err(errors) = Config::parse(&text, "f") {
+            prop_assert!(!errors.findings.is_empty());
+        }
+    }
+}

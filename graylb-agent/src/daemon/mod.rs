@@ -1,0 +1,386 @@
+//! The single owner: commands and observations come in, one at a time; desired state, kernel and state
+//! file follow.
+//!
+//! A switch is answered after the kernel has it. What cannot be applied changes nothing.
+
+mod handle;
+mod kernel_log;
+mod report;
+mod start;
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{mpsc, watch},
+    time::{self, Instant},
+};
+use tracing::{error, info, warn};
+
+use self::handle::{Command, Reply};
+pub use self::{
+    handle::{CommandError, Handle, Reload, ServiceRef, SwitchRequest, Switched},
+    report::{BackendReport, Readiness, ServiceReport, StatusReport},
+    start::{StartError, start},
+};
+use crate::{
+    apply::{ApplyError, Attachment, DataPlane},
+    compile::{Change, compile, compile_service, diff, image},
+    config::Config,
+    model::{
+        choice::PoolChoice,
+        health::{Answer, HealthState, Target},
+        spec::{Name, ServiceSpec},
+        state::{State, SwitchError},
+    },
+    probe::{Observation, Probes},
+    store::{Store, Stored, boot_id},
+};
+
+/// How soon a failed write of the state file is tried again.
+const SAVE_RETRY: Duration = Duration::from_secs(5);
+
+/// Everything the agent owns.
+pub struct Daemon {
+    config: Config,
+    config_path: PathBuf,
+    state: State,
+    plane: DataPlane,
+    store: Store,
+    probes: Probes,
+    attachments: Vec<Attachment>,
+    /// Interfaces that could not be attached, and why.
+    unattached: Vec<String>,
+    /// When to try the state file again.
+    save_again: Option<Instant>,
+    started: Instant,
+    hosts: watch::Sender<Arc<Vec<String>>>,
+}
+
+/// How long a select waits when there is nothing to wait for.
+const IDLE: Duration = Duration::from_secs(3600);
+
+impl Daemon {
+    /// Runs until every [`Handle`] is gone or `stop` ends, then saves and returns. Links and maps stay.
+    pub async fn run(
+        mut self,
+        mut commands: mpsc::Receiver<Command>,
+        mut observations: mpsc::Receiver<Observation>,
+        stop: impl Future<Output = ()>,
+    ) {
+        tokio::pin!(stop);
+        loop {
+            let save_at = self.save_again.unwrap_or_else(|| Instant::now() + IDLE);
+            tokio::select! {
+                () = &mut stop => break,
+                command = commands.recv() => match command {
+                    Some(command) => self.execute(command),
+                    None => break,
+                },
+                Some(observation) = observations.recv() => self.observe(&observation),
+                () = time::sleep_until(save_at) => self.save_or_retry(),
+            }
+        }
+        self.save_or_retry();
+        info!("stopped; programs and maps stay in the kernel and go on moving traffic");
+    }
+
+    fn execute(&mut self, command: Command) {
+        // A client that has gone away does not stop what it asked for.
+        match command {
+            Command::Prepare { service, asked, reply } => {
+                let _gone = reply.send(self.prepare(&service, &asked));
+            }
+            Command::Switch { prepared, answers, force, by, reply } => {
+                let _gone = reply.send(self.switch(prepared, &answers, force, &by));
+            }
+            Command::Reload { reply } => {
+                let _gone = reply.send(self.reload());
+            }
+            Command::Status { reply } => {
+                let _gone = reply.send(self.status());
+            }
+            Command::Ready { reply } => {
+                let _gone = reply.send(self.readiness());
+            }
+        }
+    }
+
+    fn find(&self, service: &ServiceRef) -> Result<Name, SwitchError> {
+        match service {
+            ServiceRef::Named(name) => self.state.service(name).cloned(),
+            ServiceRef::Host { host, may_be_only } => {
+                let only = || self.state.only_service().filter(|_| *may_be_only);
+                let found = self.state.service_by_host(host).or_else(only);
+                found.cloned().ok_or_else(|| self.state.unknown_service(host))
+            }
+        }
+    }
+
+    fn prepare(&self, service: &ServiceRef, asked: &str) -> Reply<handle::Prepared> {
+        let name = self.find(service)?;
+        let (choice, pool) = self.state.choice(&name, asked)?;
+        let to_ask = self.state.to_ask(&choice, &pool);
+        let endpoint =
+            self.state.spec().services.get(&name).map(|service| service.endpoint.address);
+        Ok(handle::Prepared { name, choice, to_ask, endpoint })
+    }
+
+    fn switch(
+        &mut self,
+        prepared: handle::Prepared,
+        answers: &[(Target, Answer)],
+        force: bool,
+        by: &str,
+    ) -> Reply<Switched> {
+        let handle::Prepared { name, choice, .. } = prepared;
+        let override_before = self.state.switches().get(&name).cloned();
+        let before = self.state.switch(&name, &choice, answers, force)?;
+        let applied = self.apply_switch(&name, &choice, force);
+        let generation = match applied {
+            Ok(generation) => generation,
+            Err(error) => {
+                self.state.restore(&name, override_before);
+                error!("switch of {name} to {choice} failed, nothing changed: {error}");
+                return Err(CommandError::Kernel(error.to_string()));
+            }
+        };
+        info!(
+            "{name} switched from {} to {choice} by {by}, generation {generation}",
+            before.choice
+        );
+        self.probes.set(&self.state.targets());
+        let warning = self.save().err().map(|error| {
+            warn!("the switch is in force, but not saved: {error}");
+            self.save_again = Some(Instant::now() + SAVE_RETRY);
+            format!("in force, but not saved yet, so that a restart would undo it: {error}")
+        });
+        Ok(Switched {
+            service: name.to_string(),
+            from: before.choice.to_string(),
+            to: choice.to_string(),
+            generation,
+            warning,
+        })
+    }
+
+    /// Writes a switched service's image; with `force`, all of the pool if nobody in it is up.
+    fn apply_switch(
+        &mut self,
+        name: &Name,
+        choice: &PoolChoice,
+        force: bool,
+    ) -> Result<u64, ApplyError> {
+        let Some(service) = self.state.spec().services.get(name).cloned() else { return Ok(0) };
+        let installed = self.plane.installed();
+        let mut wanted = compile_service(&self.state, name, &service, installed);
+        if force
+            && let Some(in_force) = self.state.in_force(name)
+            && in_force.takers(&self.state).next().is_none()
+        {
+            wanted = Some(image(&choice.to_string(), &in_force.pool.backends));
+        }
+        let Some(wanted) = wanted else { return Ok(0) };
+        let unchanged =
+            installed.get(&service.endpoint).is_some_and(|there| there.routes_like(&wanted));
+        if unchanged {
+            return Ok(self.plane.generation(&service.endpoint).unwrap_or(0));
+        }
+        self.plane.apply(&Change::Put(service.endpoint, wanted))
+    }
+
+    fn observe(&mut self, observation: &Observation) {
+        let Observation { target, answer, took } = observation;
+        let Some(change) = self.state.observe(target, answer) else { return };
+        let why = match answer {
+            Answer::Good => format!("answered its probe in {took:.1?}"),
+            Answer::Bad(why) => why.clone(),
+        };
+        match change.to {
+            HealthState::Up => info!("{} in {} is up: {why}", target.address, target.pool),
+            _ => warn!("{} in {} is down: {why}", target.address, target.pool),
+        }
+        for name in self.state.users_of(&target.pool) {
+            self.settle(&name);
+        }
+        self.save_or_retry();
+    }
+
+    /// Brings one service's data in the kernel in line.
+    fn settle(&mut self, name: &Name) {
+        let Some(service) = self.state.spec().services.get(name).cloned() else { return };
+        let Some(wanted) = compile_service(&self.state, name, &service, self.plane.installed())
+        else {
+            return;
+        };
+        if self.is_starved(name) {
+            warn!("{name}: no backend is up, the last good set stays in force");
+        }
+        let same = |there: &crate::compile::ServiceImage| there.routes_like(&wanted);
+        if !self.plane.installed().get(&service.endpoint).is_some_and(same)
+            && let Err(error) = self.plane.apply(&Change::Put(service.endpoint, wanted))
+        {
+            error!("{name}: {error}");
+        }
+    }
+
+    /// Whether nobody in the pool in force is up.
+    fn is_starved(&self, name: &Name) -> bool {
+        self.state.in_force(name).is_none_or(|f| f.takers(&self.state).next().is_none())
+    }
+
+    /// Brings the kernel in line with the desired state. Returns what could not be done.
+    fn settle_all(&mut self) -> Vec<String> {
+        let wanted = compile(&self.state, self.plane.installed());
+        let mut failed = Vec::new();
+        for change in diff(self.plane.installed(), &wanted) {
+            if let Err(error) = self.plane.apply(&change) {
+                failed.push(error.to_string());
+            }
+        }
+        failed
+    }
+
+    fn reload(&mut self) -> Result<Reload, CommandError> {
+        let (config, warnings) = Config::load(&self.config_path)
+            .map_err(|errors| CommandError::Config(errors.to_string()))?;
+        let mut notes: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+        let restart = config.needs_restart(&self.config);
+        if !restart.is_empty() {
+            notes.push(format!("in force after a restart only: {}", restart.join(", ")));
+        }
+        if config.interfaces != self.config.interfaces {
+            self.attach(&config);
+            notes.extend(self.unattached.iter().cloned());
+        }
+        if config.flows.udp_timeout != self.config.flows.udp_timeout
+            && let Err(error) = self.plane.set_settings(start::settings(&config.flows))
+        {
+            notes.push(error.to_string());
+        }
+        self.state.set_spec(config.spec.clone());
+        notes.append(&mut self.settle_all());
+        self.probes.set(&self.state.targets());
+        self.publish_hosts();
+        self.config = config;
+        self.save_or_retry();
+        info!("config {} is in force", self.config_path.display());
+        notes.iter().for_each(|note| warn!("{note}"));
+        Ok(Reload { notes })
+    }
+
+    fn attach(&mut self, config: &Config) {
+        self.attachments.clear();
+        self.unattached.clear();
+        for result in self.plane.attach(&config.interfaces) {
+            match result {
+                Ok(attachment) => {
+                    info!(
+                        "attached to {} by {}: {}",
+                        attachment.interface, attachment.hook, attachment.reason
+                    );
+                    self.attachments.push(attachment);
+                }
+                Err(error) => self.unattached.push(error.to_string()),
+            }
+        }
+    }
+
+    /// Tells the API which host names are ours.
+    fn publish_hosts(&self) {
+        let services = self.state.spec().services.values();
+        let hosts = services.flat_map(|service: &ServiceSpec| service.aliases.iter().cloned());
+        self.hosts.send_replace(Arc::new(hosts.collect()));
+    }
+
+    fn save(&mut self) -> Result<(), crate::store::StoreError> {
+        self.store.save(&Stored {
+            switches: self.state.switches().clone(),
+            health: self.state.known_health(),
+            boot_id: boot_id(),
+        })
+    }
+
+    fn save_or_retry(&mut self) {
+        self.save_again = match self.save() {
+            Ok(()) => None,
+            Err(error) => {
+                warn!("{error}; trying again in {SAVE_RETRY:?}");
+                Some(Instant::now() + SAVE_RETRY)
+            }
+        };
+    }
+
+    fn readiness(&self) -> Readiness {
+        let mut missing = self.unattached.clone();
+        for (name, service) in &self.state.spec().services {
+            if self.plane.generation(&service.endpoint).is_none() {
+                missing.push(format!("service {name} has no backend that answered its probe yet"));
+            }
+        }
+        Readiness { ready: missing.is_empty(), missing }
+    }
+
+    fn status(&self) -> Result<StatusReport, CommandError> {
+        let verdicts =
+            self.plane.verdicts().map_err(|error| CommandError::Kernel(error.to_string()))?;
+        let names = self.state.spec().services.keys();
+        let services: Result<Vec<_>, _> = names.map(|name| self.service_report(name)).collect();
+        let mut problems = self.unattached.clone();
+        if self.save_again.is_some() {
+            problems.push("the state file could not be written; trying again".to_owned());
+        }
+        Ok(StatusReport {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            abi: graylb_common::abi::ABI_VERSION,
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            config: self.config_path.display().to_string(),
+            pin_dir: self.config.agent.pin_dir.display().to_string(),
+            interfaces: self.attachments.clone(),
+            services: services?,
+            pools: self.state.spec().pools.keys().map(ToString::to_string).collect(),
+            problems,
+            verdicts: report::verdicts(&verdicts),
+        })
+    }
+
+    fn service_report(&self, name: &Name) -> Result<ServiceReport, CommandError> {
+        let kernel = |error: ApplyError| CommandError::Kernel(error.to_string());
+        let spec = self.state.spec().services.get(name);
+        let (Some(service), Some(in_force)) = (spec, self.state.in_force(name)) else {
+            return Err(self.state.unknown_service(name.as_str()).into());
+        };
+        let pool = in_force.choice.to_string();
+        let number = crate::compile::pool_number(&pool);
+        let counters: BTreeMap<_, _> = self
+            .plane
+            .backend_counters(&service.endpoint)
+            .map_err(kernel)?
+            .into_iter()
+            .filter(|(of, ..)| *of == number)
+            .map(|(_, address, counters)| (address, counters))
+            .collect();
+        let installed = self.plane.installed().get(&service.endpoint);
+        let backends = in_force.pool.backends.iter().map(|backend| {
+            let health = self.state.health(&pool, backend.address);
+            let taking = installed.is_some_and(|image| {
+                image.pool == number
+                    && image.backends.iter().any(|b| b.address == backend.address && b.weight > 0)
+            });
+            report::backend(backend, health, taking, counters.get(&backend.address))
+        });
+        Ok(ServiceReport {
+            name: name.to_string(),
+            address: service.endpoint.address,
+            protocol: service.endpoint.protocol,
+            aliases: service.aliases.clone(),
+            default_pool: service.default_pool.to_string(),
+            backends: backends.collect(),
+            overridden: in_force.overridden,
+            problem: in_force.problem.clone(),
+            generation: self.plane.generation(&service.endpoint),
+            last_good_kept: installed.is_some() && self.is_starved(name),
+            pool,
+        })
+    }
+}

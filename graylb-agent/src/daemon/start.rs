@@ -1,0 +1,128 @@
+//! From a config file to a running daemon. A start that fails leaves things as it found them.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use graylb_common::settings::Settings;
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tracing::{info, warn};
+
+use super::{
+    Daemon, Handle,
+    handle::{Command, QUEUE},
+    kernel_log,
+};
+use crate::{
+    apply::{ApplyError, DataPlane, Options},
+    config::{Config, FlowsConfig},
+    model::state::State,
+    probe::{Observation, Probes},
+    store::{Store, StoreError, boot_id},
+};
+
+/// Observations that wait for the daemon, at most; further probes wait for room.
+const OBSERVATIONS: usize = 1024;
+
+/// Why the agent does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state file cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The data plane cannot be brought up.
+    #[error(transparent)]
+    DataPlane(#[from] ApplyError),
+    /// Interfaces cannot be attached.
+    #[error("cannot start: {}", .0.join("; "))]
+    Attach(Vec<String>),
+}
+
+/// A daemon that is ready to run, with what feeds it.
+pub struct Started {
+    /// The owner.
+    pub daemon: Daemon,
+    /// For the API.
+    pub handle: Handle,
+    /// Commands to the owner.
+    pub commands: mpsc::Receiver<Command>,
+    /// Answers of probes.
+    pub observations: mpsc::Receiver<Observation>,
+}
+
+/// Loads, attaches, puts in force what is known, and starts probing.
+///
+/// # Errors
+///
+/// See [`StartError`]; what this start made is gone again, what an earlier agent left is at work.
+pub fn start(config: Config, config_path: PathBuf) -> Result<Started, StartError> {
+    let (store, stored, notes) = Store::open(&config.agent.state_file)?;
+    notes.iter().for_each(|note| warn!("{note}"));
+    let plane = DataPlane::open(&Options {
+        pin_dir: config.agent.pin_dir.clone(),
+        flows: config.flows.clone(),
+        kernel_log: config.agent.kernel_log,
+    })?;
+    plane.notes().iter().for_each(|note| info!("{note}"));
+    let known = if stored.boot_id == boot_id() { stored.health } else { BTreeMap::new() };
+    let state = State::new(config.spec.clone(), stored.switches, &known);
+    let (commands_in, commands) = mpsc::channel(QUEUE);
+    let (observations_in, observations) = mpsc::channel(OBSERVATIONS);
+    let (hosts_in, hosts) = watch::channel(Arc::default());
+    let mut daemon = Daemon {
+        state,
+        plane,
+        store,
+        probes: Probes::new(observations_in),
+        attachments: Vec::new(),
+        unattached: Vec::new(),
+        save_again: None,
+        started: Instant::now(),
+        hosts: hosts_in,
+        config_path: absolute(&config_path),
+        config,
+    };
+    daemon.bring_up()?;
+    Ok(Started { daemon, handle: Handle { commands: commands_in, hosts }, commands, observations })
+}
+
+impl Daemon {
+    fn bring_up(&mut self) -> Result<(), StartError> {
+        let config = self.config.clone();
+        self.attach(&config);
+        if !self.unattached.is_empty() {
+            self.plane.abandon();
+            return Err(StartError::Attach(std::mem::take(&mut self.unattached)));
+        }
+        if config.agent.kernel_log {
+            tokio::spawn(kernel_log::forward(self.plane.take_logger()?));
+        }
+        for failure in self.settle_all() {
+            warn!("{failure}");
+        }
+        for name in self.state.spec().services.keys() {
+            if let Some(problem) = self.state.in_force(name).and_then(|in_force| in_force.problem) {
+                warn!("{name} {problem}");
+            }
+        }
+        self.publish_hosts();
+        self.probes.set(&self.state.targets());
+        Ok(())
+    }
+}
+
+/// The programs' settings.
+pub(super) fn settings(flows: &FlowsConfig) -> Settings {
+    let timeout = flows.udp_timeout.as_nanos();
+    Settings { udp_timeout_ns: u64::try_from(timeout).unwrap_or(u64::MAX) }
+}
+
+/// The agent may be asked to read the file again from another directory.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
