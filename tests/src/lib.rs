@@ -1,1 +1,3 @@
 //! What graylb's packet and namespace tests are built from.
+
+pub mod sandbox;
