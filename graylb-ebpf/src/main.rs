@@ -1,6 +1,8 @@
 //! graylb's packet path: three programs over one pipeline.
 //!
-//!     frame → parse → classify (→ select) → rewrite → emit
+//! ```text
+//! frame → parse → classify (→ select) → rewrite → emit
+//! ```
 //!
 //! Entry points only; [`pipeline`] has the choreography.
 

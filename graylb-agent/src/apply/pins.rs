@@ -1,6 +1,8 @@
 //! The pin directory: where maps, programs and links live between two agents.
 //!
-//!     PIN_DIR/abi-N/maps/NAME  .../programs/NAME  .../links/HOOK:INTERFACE
+//! ```text
+//! PIN_DIR/abi-N/maps/NAME  .../programs/NAME  .../links/HOOK:INTERFACE
+//! ```
 
 use std::{
     fs, io,

@@ -1,5 +1,4 @@
 //! The config file: TOML in, types that cannot be invalid out.
-
 //!
 //! Every mistake in a file is reported at once, with its place. Nothing is read but the file itself.
 
