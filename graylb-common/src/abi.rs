@@ -5,14 +5,14 @@
 //! below, or of the meaning of a field, is a new version.
 
 use crate::{
-    backend::{Backend, BackendCounters},
-    flow::{Flow, FlowKey, HalfOpen},
+    backend::{Active, Backend, BackendCounters, Source},
+    flow::{Flow, FlowKey, HalfOpen, NextHop},
     service::{Service, ServiceKey, Slot, Turn},
     settings::Settings,
 };
 
 /// The layout version of the pinned maps and programs.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 const fn assert_size<T>(bytes: usize) {
     assert!(size_of::<T>() == bytes, "a map layout changed: raise ABI_VERSION");
@@ -21,16 +21,19 @@ const fn assert_size<T>(bytes: usize) {
 const _: () = {
     assert_size::<ServiceKey<[u8; 4]>>(8);
     assert_size::<ServiceKey<[u8; 16]>>(20);
-    assert_size::<Service>(32);
+    assert_size::<Service>(40);
     assert_size::<Slot>(4);
     assert_size::<Turn>(8);
-    assert_size::<Backend>(32);
+    assert_size::<Backend>(40);
+    assert_size::<Source>(24);
+    assert_size::<Active>(8);
     assert_size::<BackendCounters>(32);
     assert_size::<FlowKey<[u8; 4]>>(12);
     assert_size::<FlowKey<[u8; 16]>>(36);
-    assert_size::<Flow<[u8; 4]>>(40);
-    assert_size::<Flow<[u8; 16]>>(64);
-    assert_size::<HalfOpen<[u8; 4]>>(48);
-    assert_size::<HalfOpen<[u8; 16]>>(72);
-    assert_size::<Settings>(8);
+    assert_size::<NextHop>(28);
+    assert_size::<Flow<[u8; 4]>>(72);
+    assert_size::<Flow<[u8; 16]>>(96);
+    assert_size::<HalfOpen<[u8; 4]>>(80);
+    assert_size::<HalfOpen<[u8; 16]>>(104);
+    assert_size::<Settings>(16);
 };

@@ -6,6 +6,16 @@ pub const FAMILY_V4: u8 = 4;
 /// [`Backend::family`] of an IPv6 backend.
 pub const FAMILY_V6: u8 = 6;
 
+/// [`Backend::mode`]: destination rewritten on the way in, source on the way back.
+pub const MODE_NAT: u8 = 0;
+/// [`Backend::mode`]: both addresses rewritten both ways; the backend sees an address of [`Source`].
+pub const MODE_SNAT: u8 = 1;
+/// [`Backend::mode`]: nothing rewritten but the MAC addresses; the backend answers the client itself.
+pub const MODE_DSR: u8 = 2;
+/// [`Backend::mode`]: the packet travels inside another one (RFC 2003, RFC 2473); the backend answers the
+/// client itself.
+pub const MODE_IPIP: u8 = 3;
+
 /// Where a slot leads. Value of the array `backends`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,14 +27,43 @@ pub struct Backend {
     pub port: u16,
     /// [`FAMILY_V4`], [`FAMILY_V6`], or 0 for an entry not in use.
     pub family: u8,
-    /// Always zero.
-    pub reserved: u8,
+    /// A `MODE_*`.
+    pub mode: u8,
     /// [`crate::service::Service::id`] of the service that it serves here.
     pub service: u32,
     /// The agent's number for the pool.
     pub pool: u32,
     /// The weight that the agent gave it when it filled the slots; for readers only.
     pub weight: u32,
+    /// First of this backend's entries in `sources`, in modes that need a source address.
+    pub sources_start: u32,
+    /// How many there are.
+    pub sources_count: u32,
+}
+
+/// An address of this host that packets to backends come from. Value of the array `sources`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Source {
+    /// As [`Backend::address`].
+    pub address: [u8; 16],
+    /// Lowest port that [`MODE_SNAT`] takes, in host order.
+    pub port_low: u16,
+    /// Highest port.
+    pub port_high: u16,
+    /// [`FAMILY_V4`], [`FAMILY_V6`], or 0 for an entry not in use.
+    pub family: u8,
+    /// Always zero.
+    pub reserved: [u8; 3],
+}
+
+/// Flows to a backend that have not ended. Value of the array `active`, same index as `backends`; what the
+/// packet path misses (evicted flows) the agent corrects from time to time.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Active {
+    /// Their number.
+    pub flows: u64,
 }
 
 /// What happened on flows to one backend. Value of the per-CPU array `backend_stats`, same index as
@@ -55,9 +94,13 @@ impl BackendCounters {
 #[cfg(feature = "user")]
 mod pod {
     #![expect(unsafe_code, reason = "aya's marker trait for plain old data is unsafe to implement")]
-    use super::{Backend, BackendCounters};
+    use super::{Active, Backend, BackendCounters, Source};
     // SAFETY: repr(C), `Copy`, no padding (sizes asserted in `abi`), every bit pattern valid.
     unsafe impl aya::Pod for Backend {}
     // SAFETY: as above.
     unsafe impl aya::Pod for BackendCounters {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Source {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Active {}
 }

@@ -53,7 +53,44 @@ pub struct Flow<A> {
     pub generation: u32,
     /// `FLOW_*` bits.
     pub state: u32,
+    /// The pool's mode, a `MODE_*` of [`crate::backend`].
+    pub mode: u32,
+    /// Where the next packet this way goes, as far as it is known.
+    pub hop: NextHop,
 }
+
+/// A cached answer of the kernel's routing tables. Written by the program without a lock, `epoch` last.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NextHop {
+    /// The epoch that it was found in; it is good in no other. 0: there is none.
+    pub epoch: u32,
+    /// The interface that the packet leaves by; 0: it stays on this host.
+    pub ifindex: u32,
+    /// Longest IP packet that fits, in bytes.
+    pub mtu: u16,
+    /// A `HOP_*`.
+    pub kind: u8,
+    /// Always zero.
+    pub reserved: u8,
+    /// By `kind`, in memory order: the neighbour's IP address (its first word alone for IPv4), or
+    /// destination and source MAC address in the first twelve bytes.
+    pub link: [u32; 4],
+}
+
+impl NextHop {
+    /// None; with an epoch, this host.
+    pub const NONE: Self =
+        Self { epoch: 0, ifindex: 0, mtu: 0, kind: 0, reserved: 0, link: [0; 4] };
+}
+
+/// [`NextHop::link`] is an IPv4 address: TC lets the kernel find its MAC address, which keeps the
+/// neighbour table up to date.
+pub const HOP_GATEWAY_V4: u8 = 1;
+/// The same with an IPv6 address.
+pub const HOP_GATEWAY_V6: u8 = 2;
+/// [`NextHop::link`] is a pair of MAC addresses, for XDP.
+pub const HOP_MACS: u8 = 3;
 
 /// The entry is the backend's direction, towards the client.
 pub const FLOW_REPLY: u32 = 1;
@@ -84,6 +121,8 @@ impl<A: Copy> Flow<A> {
             service: self.service,
             generation: self.generation,
             state: self.state ^ FLOW_REPLY,
+            mode: self.mode,
+            hop: NextHop::NONE,
         }
     }
 }
@@ -135,6 +174,8 @@ mod tests {
             service: 4,
             generation: 5,
             state: 0,
+            mode: 0,
+            hop: NextHop::NONE,
         };
         let reply = flow.counterpart(&key);
         assert_eq!(reply.rewrite, key.reversed());

@@ -13,6 +13,10 @@ pub const TURNS: &str = "turns";
 pub const BACKENDS: &str = "backends";
 /// Per-CPU array of `BackendCounters`.
 pub const BACKEND_STATS: &str = "backend_stats";
+/// Array of `Active`.
+pub const ACTIVE: &str = "active";
+/// Array of `Source`.
+pub const SOURCES: &str = "sources";
 /// Established TCP flows: `FlowKey` → `Flow`.
 pub const TCP_V4: &str = "tcp_v4";
 /// The same for IPv6.
@@ -31,13 +35,15 @@ pub const VERDICTS: &str = "verdicts";
 pub const SETTINGS: &str = "settings";
 
 /// Every pinned map.
-pub const ALL: [&str; 14] = [
+pub const ALL: [&str; 16] = [
     SERVICES_V4,
     SERVICES_V6,
     SLOTS,
     TURNS,
     BACKENDS,
     BACKEND_STATS,
+    ACTIVE,
+    SOURCES,
     TCP_V4,
     TCP_V6,
     HALF_OPEN_V4,
@@ -64,6 +70,8 @@ pub const MAX_SERVICES: u32 = 4096;
 pub const MAX_SLOTS: u32 = 1 << 18;
 /// Backends (service × pool × backend) that fit.
 pub const MAX_BACKENDS: u32 = 1 << 14;
+/// Source addresses of all pools together that fit.
+pub const MAX_SOURCES: u32 = 1 << 12;
 /// Round-robin counters: two for each service of either family, used in turn by its generations.
 pub const MAX_TURNS: u32 = 4 * MAX_SERVICES;
 

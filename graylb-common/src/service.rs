@@ -37,9 +37,26 @@ pub struct Service {
     pub slots_count: u32,
     /// Index into `turns` of the counter that round robin advances.
     pub turn: u32,
+    /// How a slot is chosen: a `SELECT_*`.
+    pub select: u8,
+    /// [`SELECT_STICKY`]: leading bits of the client's address that choose.
+    pub prefix: u8,
     /// Always zero.
-    pub reserved: u32,
+    pub reserved: u16,
+    /// Mixed into every hash, so that services differ.
+    pub salt: u32,
+    /// Always zero.
+    pub reserved2: u32,
 }
+
+/// [`Service::select`]: the slots in turn.
+pub const SELECT_TURNS: u8 = 0;
+/// [`Service::select`]: the slot at the hash of the tuple.
+pub const SELECT_TUPLE: u8 = 1;
+/// [`Service::select`]: the slot at the hash of the client's address prefix.
+pub const SELECT_STICKY: u8 = 2;
+/// [`Service::select`]: of two slots at random, the one whose backend has fewer active flows.
+pub const SELECT_LEAST: u8 = 3;
 
 /// One entry of the flat table `slots`.
 #[repr(C)]

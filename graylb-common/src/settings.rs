@@ -6,6 +6,10 @@
 pub struct Settings {
     /// A UDP flow without a packet for this long chooses its backend anew, in nanoseconds.
     pub udp_timeout_ns: u64,
+    /// Raised by the agent when routes, neighbours or links change: cached next hops of before are void.
+    pub route_epoch: u32,
+    /// Always zero.
+    pub reserved: u32,
 }
 
 #[cfg(feature = "user")]

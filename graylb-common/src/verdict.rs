@@ -99,6 +99,7 @@ verdicts! {
     Dropped BadTable bad_table: "new flow, but the slot or backend that it was led to is not in use";
     Dropped NoTuple no_tuple: "new flow, but each tuple tried towards the backend is in use by another flow";
     Dropped FlowTableFull flow_table_full: "new flow, but the flow table took no entry";
+    Dropped NoRoute no_route: "to a backend in a mode that keeps the virtual address: no route, or neighbour not resolved yet";
     Dropped TtlExceeded ttl_exceeded: "TTL or hop limit used up";
     Dropped RewriteFailed rewrite_failed: "the kernel refused to make the packet writable";
 }

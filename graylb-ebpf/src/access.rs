@@ -11,7 +11,8 @@ use aya_ebpf::{
     bindings::{
         BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_FIB_LKUP_RET_FWD_DISABLED,
         BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS,
-        TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_fib_lookup as FibParams, xdp_action,
+        TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_fib_lookup as FibParams, bpf_redir_neigh as RedirNeigh,
+        bpf_redir_neigh__bindgen_ty_1, xdp_action,
     },
     helpers::{
         bpf_get_prandom_u32, bpf_ktime_get_coarse_ns,
@@ -24,6 +25,7 @@ use aya_ebpf::{
 };
 use graylb_common::{
     csum,
+    flow::{HOP_GATEWAY_V4, HOP_GATEWAY_V6, HOP_MACS, NextHop},
     verdict::{Verdict, VerdictKind},
 };
 
@@ -79,12 +81,18 @@ impl<const LEN: usize> Window<'_, LEN> {
     }
 }
 
+/// The kernel's number for IPv4 (include/linux/socket.h).
+pub const AF_INET: u8 = 2;
+/// The same for IPv6.
+pub const AF_INET6: u8 = 10;
+
 /// Where a packet goes next, from the kernel's routing tables.
 pub enum Route {
-    /// Out of `ifindex`, between these MAC addresses (destination, source).
-    Neighbour { ifindex: u32, macs: [u16; 6] },
-    /// Out of `ifindex`, to a neighbour whose MAC address is not known yet.
-    Unresolved { ifindex: u32 },
+    /// Out of an interface, to a neighbour.
+    Neighbour(NextHop),
+    /// Out of an interface, to a neighbour whose MAC address is not known yet and that this hook cannot
+    /// ask for.
+    Unresolved,
     /// To this host, or wherever its own stack says.
     Host { fits: bool },
 }
@@ -101,16 +109,23 @@ pub trait Frame: EbpfContext {
     fn interface(&self) -> u32;
     /// Whether the packet came from outside, not from a socket of this host.
     fn from_outside(&self) -> bool;
+    /// Length of the longest IP packet that this one is on the wire: itself, or its longest segment.
+    /// `headers` is the length of its IP and transport headers.
+    fn wire_length(&self, ip_length: u16, headers: u16) -> u16;
     /// Length for the route's MTU check, 0 where the kernel knows better (GSO).
     fn length_for_mtu(&self, ip_length: u16) -> u16;
+    /// What this hook makes of an answer of the routing tables: `params` holds interface and next hop, and
+    /// the neighbour's MAC address if it is `resolved`.
+    fn next_hop(params: &FibParams, resolved: bool) -> Option<NextHop>;
+    /// Whether a cached next hop is of the kind that this hook uses.
+    fn uses(hop: &NextHop) -> bool;
     /// Updates the transport checksum, `offset` bytes into the frame, by the deltas of what it covers.
     /// Returns false where the kernel refuses.
     #[must_use]
     fn update_transport_checksum(&mut self, offset: usize, change: &ChecksumChange) -> bool;
-    /// Sends the packet out of `ifindex` as it is; the returned action is final.
-    fn redirect(&mut self, ifindex: u32) -> i32;
-    /// Sends it to a neighbour that the kernel resolves; `None` where this hook cannot.
-    fn redirect_unresolved(&mut self, ifindex: u32) -> Option<i32>;
+    /// Sends the packet to its next hop; the returned action is final. `None` where the frame has no
+    /// room for an Ethernet header.
+    fn redirect(&mut self, hop: &NextHop) -> Option<i32>;
     /// The action of a verdict other than [`Verdict::Redirected`].
     fn action(verdict: Verdict) -> i32;
 
@@ -145,17 +160,12 @@ pub trait Frame: EbpfContext {
             )
         };
         match result as u32 {
-            BPF_FIB_LKUP_RET_SUCCESS => {
-                // SAFETY: `dmac` and `smac` are the last 12 bytes of the struct, at an even offset.
-                let macs = unsafe {
-                    let macs: *const [u8; 6] = &raw const params.smac;
-                    let smac = *macs.cast::<[u16; 3]>();
-                    let dmac = *macs.add(1).cast::<[u16; 3]>();
-                    [dmac[0], dmac[1], dmac[2], smac[0], smac[1], smac[2]]
-                };
-                Route::Neighbour { ifindex: params.ifindex, macs }
+            answer @ (BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH) => {
+                match Self::next_hop(params, answer == BPF_FIB_LKUP_RET_SUCCESS) {
+                    Some(hop) => Route::Neighbour(hop),
+                    None => Route::Unresolved,
+                }
             }
-            BPF_FIB_LKUP_RET_NO_NEIGH => Route::Unresolved { ifindex: params.ifindex },
             // Local, no route, forwarding off, prohibited: the stack delivers, forwards or answers.
             BPF_FIB_LKUP_RET_NOT_FWDED | BPF_FIB_LKUP_RET_FWD_DISABLED => {
                 Route::Host { fits: true }
@@ -175,6 +185,20 @@ pub struct ChecksumChange {
     pub zero_means_none: bool,
     /// The pseudo-header is IPv6's.
     pub ipv6: bool,
+}
+
+/// The next hop's address in an answer of the routing tables.
+#[inline(always)]
+fn gateway(params: &FibParams) -> [u32; 4] {
+    // SAFETY: a union of integers, all of which were initialised (`empty_fib_params`).
+    unsafe { params.__bindgen_anon_4.ipv6_dst }
+}
+
+/// Longest packet that fits, in an answer of the routing tables.
+#[inline(always)]
+fn mtu(params: &FibParams) -> u16 {
+    // SAFETY: as above.
+    unsafe { params.__bindgen_anon_1.mtu_result }
 }
 
 /// All zero, for filling in.
@@ -243,6 +267,11 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
+    fn wire_length(&self, ip_length: u16, _headers: u16) -> u16 {
+        ip_length
+    }
+
+    #[inline(always)]
     fn length_for_mtu(&self, ip_length: u16) -> u16 {
         ip_length
     }
@@ -260,17 +289,40 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
-    fn redirect(&mut self, ifindex: u32) -> i32 {
-        if ifindex == self.interface() {
-            return xdp_action::XDP_TX.cast_signed();
+    fn next_hop(params: &FibParams, resolved: bool) -> Option<NextHop> {
+        if !resolved {
+            return None;
         }
-        // SAFETY: plain integers.
-        unsafe { bpf_redirect(ifindex, 0) as i32 }
+        // SAFETY: `dmac` and `smac` are the last 12 bytes of the struct, at an even offset.
+        let [smac, dmac] = unsafe {
+            let macs: *const [u8; 6] = &raw const params.smac;
+            [*macs.cast::<[u16; 3]>(), *macs.add(1).cast::<[u16; 3]>()]
+        };
+        let word = |low: u16, high: u16| u32::from(low) | u32::from(high) << 16;
+        Some(NextHop {
+            epoch: 0,
+            ifindex: params.ifindex,
+            mtu: mtu(params),
+            kind: HOP_MACS,
+            reserved: 0,
+            link: [word(dmac[0], dmac[1]), word(dmac[2], smac[0]), word(smac[1], smac[2]), 0],
+        })
     }
 
     #[inline(always)]
-    fn redirect_unresolved(&mut self, _ifindex: u32) -> Option<i32> {
-        None
+    fn uses(hop: &NextHop) -> bool {
+        hop.kind == HOP_MACS
+    }
+
+    #[inline(always)]
+    fn redirect(&mut self, hop: &NextHop) -> Option<i32> {
+        let [a, b, c, _] = hop.link;
+        self.window::<12>(0)?.set::<[u32; 3], 0>([a, b, c]);
+        if hop.ifindex == self.interface() {
+            return Some(xdp_action::XDP_TX.cast_signed());
+        }
+        // SAFETY: plain integers.
+        Some(unsafe { bpf_redirect(hop.ifindex, 0) as i32 })
     }
 
     #[inline(always)]
@@ -348,6 +400,13 @@ impl Frame for TcFrame {
     }
 
     #[inline(always)]
+    fn wire_length(&self, ip_length: u16, headers: u16) -> u16 {
+        // SAFETY: the context of a TC program is a valid __sk_buff.
+        let segment = unsafe { (*self.context.skb.skb).gso_size };
+        if segment == 0 { ip_length } else { headers.saturating_add(segment as u16) }
+    }
+
+    #[inline(always)]
     fn length_for_mtu(&self, _ip_length: u16) -> u16 {
         0
     }
@@ -363,15 +422,32 @@ impl Frame for TcFrame {
     }
 
     #[inline(always)]
-    fn redirect(&mut self, ifindex: u32) -> i32 {
-        // SAFETY: plain integers.
-        unsafe { bpf_redirect(ifindex, 0) as i32 }
+    fn next_hop(params: &FibParams, _resolved: bool) -> Option<NextHop> {
+        Some(NextHop {
+            epoch: 0,
+            ifindex: params.ifindex,
+            mtu: mtu(params),
+            kind: if params.family == AF_INET { HOP_GATEWAY_V4 } else { HOP_GATEWAY_V6 },
+            reserved: 0,
+            link: gateway(params),
+        })
     }
 
     #[inline(always)]
-    fn redirect_unresolved(&mut self, ifindex: u32) -> Option<i32> {
-        // SAFETY: a null pointer with length 0 asks for the route of the packet's own destination.
-        Some(unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 })
+    fn uses(hop: &NextHop) -> bool {
+        hop.kind == HOP_GATEWAY_V4 || hop.kind == HOP_GATEWAY_V6
+    }
+
+    #[inline(always)]
+    fn redirect(&mut self, hop: &NextHop) -> Option<i32> {
+        let family = if hop.kind == HOP_GATEWAY_V4 { AF_INET } else { AF_INET6 };
+        let mut neighbour = RedirNeigh {
+            nh_family: u32::from(family),
+            __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: hop.link },
+        };
+        let size = size_of::<RedirNeigh>() as i32;
+        // SAFETY: an initialised bpf_redir_neigh, whose size is passed with it.
+        Some(unsafe { bpf_redirect_neigh(hop.ifindex, &raw mut neighbour, size, 0) as i32 })
     }
 
     #[inline(always)]

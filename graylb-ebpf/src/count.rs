@@ -21,6 +21,7 @@ pub const fn is_rare(verdict: Verdict) -> bool {
 #[inline(always)]
 pub fn opened(backend: u32) {
     maps::count_backend(backend, |counters| counters.opened += 1);
+    maps::add_active(backend, 1);
 }
 
 /// A TCP handshake completed.
@@ -33,10 +34,12 @@ pub fn established(backend: u32) {
 #[inline(always)]
 pub fn refused(backend: u32) {
     maps::count_backend(backend, |counters| counters.refused += 1);
+    maps::add_active(backend, -1);
 }
 
 /// An established TCP flow ended.
 #[inline(always)]
 pub fn closed(backend: u32) {
     maps::count_backend(backend, |counters| counters.closed += 1);
+    maps::add_active(backend, -1);
 }

@@ -4,7 +4,7 @@ use core::mem::offset_of;
 
 use aya_ebpf::bindings::bpf_fib_lookup as FibParams;
 use graylb_common::{
-    backend::Backend,
+    backend::{FAMILY_V4, FAMILY_V6},
     csum,
     flow::{Flow, FlowKey, HalfOpen},
     service::ServiceKey,
@@ -16,7 +16,7 @@ use network_types::{
 };
 
 use crate::{
-    access::{Frame, random},
+    access::{AF_INET, AF_INET6, Frame, random},
     maps::{self, Draft, FlowTable, ServiceMap},
 };
 
@@ -24,6 +24,26 @@ use crate::{
 const EPHEMERAL: core::ops::RangeInclusive<u16> = 32768..=60999;
 /// Moves the ephemeral ports, one by one, below themselves and above the privileged ones.
 const BELOW_EPHEMERAL: u16 = 32768 - 1024;
+/// The ports between the privileged and the ephemeral ones.
+pub const UNUSED_PORTS: PortRange = PortRange { low: 1024, count: BELOW_EPHEMERAL as u32 };
+
+/// Source ports that a flow may be given.
+#[derive(Clone, Copy)]
+pub struct PortRange {
+    /// The lowest.
+    pub low: u16,
+    /// How many; at most as many as there are from `low` on, and at least one.
+    pub count: u32,
+}
+
+impl PortRange {
+    /// One of them.
+    #[inline(always)]
+    pub fn any(self) -> u16 {
+        // A count of 0 is a damaged entry.
+        self.low.wrapping_add(random().checked_rem(self.count).unwrap_or(0) as u16)
+    }
+}
 
 /// What the network header says.
 pub struct Network<A> {
@@ -59,8 +79,8 @@ pub trait Family {
     fn draft() -> Option<&'static mut Draft<Self::Address>>;
     /// Reads the network header, or says why the packet is left alone.
     fn network<F: Frame>(frame: &F) -> Result<Network<Self::Address>, Verdict>;
-    /// A backend's address, `None` where it is of the other family.
-    fn backend(backend: &Backend) -> Option<Self::Address>;
+    /// An address as `backends` and `sources` hold it, `None` where it is of the other family.
+    fn address(bytes: &[u8; 16], family: u8) -> Option<Self::Address>;
     /// Folded sum of an address, for checksums.
     fn sum(address: &Self::Address) -> u16;
     /// The tuple's source for a client on this host.
@@ -70,7 +90,7 @@ pub trait Family {
     /// be the same connection to the backend.
     fn host_source(client: Self::Address, port: u16) -> (Self::Address, u16);
     /// Fills family and addresses in.
-    fn fill_route(params: &mut FibParams, key: &FlowKey<Self::Address>);
+    fn fill_route(params: &mut FibParams, source: &Self::Address, destination: &Self::Address);
     /// Writes both addresses, and the header checksum where there is one.
     #[must_use]
     fn write_addresses<F: Frame>(frame: &F, key: &FlowKey<Self::Address>, delta: u16) -> bool;
@@ -140,9 +160,9 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn backend(backend: &Backend) -> Option<[u8; 4]> {
-        let [.., a, b, c, d] = backend.address;
-        (backend.family == graylb_common::backend::FAMILY_V4).then_some([a, b, c, d])
+    fn address(bytes: &[u8; 16], family: u8) -> Option<[u8; 4]> {
+        let [.., a, b, c, d] = *bytes;
+        (family == FAMILY_V4).then_some([a, b, c, d])
     }
 
     #[inline(always)]
@@ -162,10 +182,10 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn fill_route(params: &mut FibParams, key: &FlowKey<[u8; 4]>) {
-        params.family = 2; // AF_INET
-        params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(key.source);
-        params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(key.destination);
+    fn fill_route(params: &mut FibParams, source: &[u8; 4], destination: &[u8; 4]) {
+        params.family = AF_INET;
+        params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(*source);
+        params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(*destination);
     }
 
     #[inline(always)]
@@ -273,8 +293,8 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn backend(backend: &Backend) -> Option<[u8; 16]> {
-        (backend.family == graylb_common::backend::FAMILY_V6).then_some(backend.address)
+    fn address(bytes: &[u8; 16], family: u8) -> Option<[u8; 16]> {
+        (family == FAMILY_V6).then_some(*bytes)
     }
 
     #[inline(always)]
@@ -291,10 +311,10 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn fill_route(params: &mut FibParams, key: &FlowKey<[u8; 16]>) {
-        params.family = 10; // AF_INET6
-        params.__bindgen_anon_3.ipv6_src = v6_words(&key.source);
-        params.__bindgen_anon_4.ipv6_dst = v6_words(&key.destination);
+    fn fill_route(params: &mut FibParams, source: &[u8; 16], destination: &[u8; 16]) {
+        params.family = AF_INET6;
+        params.__bindgen_anon_3.ipv6_src = v6_words(source);
+        params.__bindgen_anon_4.ipv6_dst = v6_words(destination);
     }
 
     #[inline(always)]
@@ -317,13 +337,7 @@ impl Family for V6 {
 /// A port outside the range that the kernel gives to clients, so that none of them has it.
 #[inline(always)]
 fn moved_port(port: u16) -> u16 {
-    if EPHEMERAL.contains(&port) { port - BELOW_EPHEMERAL } else { random_port() }
-}
-
-/// A random port between the privileged and the ephemeral ones.
-#[inline(always)]
-pub fn random_port() -> u16 {
-    1024 + (random() % u32::from(BELOW_EPHEMERAL)) as u16
+    if EPHEMERAL.contains(&port) { port - BELOW_EPHEMERAL } else { UNUSED_PORTS.any() }
 }
 
 /// The key under which a packet's service would be found.

@@ -10,11 +10,11 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use graylb_common::{
-    backend::{Backend, BackendCounters},
-    flow::{Flow, FlowKey, HalfOpen},
+    backend::{Active, Backend, BackendCounters, Source},
+    flow::{Flow, FlowKey, HalfOpen, NextHop},
     maps::{
         DEFAULT_HALF_OPEN_ENTRIES, DEFAULT_TCP_ENTRIES, DEFAULT_UDP_ENTRIES, MAX_BACKENDS,
-        MAX_SERVICES, MAX_SLOTS, MAX_TURNS,
+        MAX_SERVICES, MAX_SLOTS, MAX_SOURCES, MAX_TURNS,
     },
     service::{Service, ServiceKey, Slot, Turn},
     settings::Settings,
@@ -44,6 +44,8 @@ maps! {
     "turns" TURNS: Array<Turn, { MAX_TURNS as usize }>;
     "backends" BACKENDS: Array<Backend, { MAX_BACKENDS as usize }>;
     "backend_stats" BACKEND_STATS: PerCpuArray<BackendCounters, { MAX_BACKENDS as usize }>;
+    "active" ACTIVE: Array<Active, { MAX_BACKENDS as usize }>;
+    "sources" SOURCES: Array<Source, { MAX_SOURCES as usize }>;
     "tcp_v4" TCP_V4: Lru<FlowKey<[u8; 4]>, Flow<[u8; 4]>, TCP>;
     "tcp_v6" TCP_V6: Lru<FlowKey<[u8; 16]>, Flow<[u8; 16]>, TCP>;
     "half_open_v4" HALF_OPEN_V4: Lru<FlowKey<[u8; 4]>, HalfOpen<[u8; 4]>, HALF_OPEN>;
@@ -128,6 +130,34 @@ impl<A> Entry<Flow<A>> {
         unsafe { (*self.0).last_seen_ns = now_ns }
     }
 
+    /// The cached next hop, if it was found in this epoch.
+    #[inline(always)]
+    pub fn hop(&self, epoch: u32) -> Option<NextHop> {
+        // SAFETY: as in `value`; aligned words. `epoch` is read before and after the rest, so that what
+        // another CPU writes in between is noticed.
+        unsafe {
+            let hop = &raw const (*self.0).hop;
+            if (&raw const (*hop).epoch).read_volatile() != epoch {
+                return None;
+            }
+            let found = hop.read_volatile();
+            (found.epoch == epoch && (&raw const (*hop).epoch).read_volatile() == epoch)
+                .then_some(found)
+        }
+    }
+
+    /// Caches the next hop.
+    #[inline(always)]
+    pub fn set_hop(&self, hop: &NextHop) {
+        // SAFETY: as in `value`; aligned words. The entry is in no epoch while it is written.
+        unsafe {
+            let place = &raw mut (*self.0).hop;
+            (&raw mut (*place).epoch).write_volatile(0);
+            place.write_volatile(NextHop { epoch: 0, ..*hop });
+            (&raw mut (*place).epoch).write_volatile(hop.epoch);
+        }
+    }
+
     /// Sets state bits.
     #[inline(always)]
     pub const fn mark(&self, bits: u32) {
@@ -164,19 +194,45 @@ pub fn service<A>(map: ServiceMap<A>, key: &ServiceKey<A>) -> Option<&'static Se
 #[inline(always)]
 pub fn take_turn(index: u32) -> Option<u64> {
     let turn = TURNS.get_ptr_mut(index)?;
-    let mut value: u64 = 1;
     // SAFETY: array elements live as long as the map and are 8-byte aligned; every program changes this
-    // word atomically, and the agent writes it only while no service points to it. In assembly because
-    // core's AtomicU64 has no fetch_add for this target.
+    // word atomically, and the agent writes it only while no service points to it.
+    Some(unsafe { fetch_add(&raw mut (*turn).next, 1) })
+}
+
+/// Flows to a backend that have not ended.
+#[inline(always)]
+pub fn active_flows(backend: u32) -> Option<u64> {
+    ACTIVE.get(backend).map(|active| active.flows)
+}
+
+/// One more, or (with -1) one less.
+#[inline(always)]
+pub fn add_active(backend: u32, change: i64) {
+    if let Some(active) = ACTIVE.get_ptr_mut(backend) {
+        // SAFETY: as in `take_turn`; the agent's corrections of this word may lose a change made at the
+        // same time, which the next one mends.
+        let _before = unsafe { fetch_add(&raw mut (*active).flows, change.cast_unsigned()) };
+    }
+}
+
+/// Adds to a word and returns what it was. In assembly because core's AtomicU64 has no fetch_add for this
+/// target.
+///
+/// # Safety
+///
+/// `word` points to an aligned word of a map that stays as long as the program runs.
+#[inline(always)]
+unsafe fn fetch_add(word: *mut u64, mut value: u64) -> u64 {
+    // SAFETY: the caller's.
     unsafe {
         core::arch::asm!(
-            "{value} = atomic_fetch_add((u64 *)({turn} + 0), {value})",
-            turn = in(reg) &raw mut (*turn).next,
+            "{value} = atomic_fetch_add((u64 *)({word} + 0), {value})",
+            word = in(reg) word,
             value = inout(reg) value,
             options(nostack),
         );
     }
-    Some(value)
+    value
 }
 
 /// Reads a slot.
@@ -189,6 +245,12 @@ pub fn slot(index: u32) -> Option<&'static Slot> {
 #[inline(always)]
 pub fn backend(index: u32) -> Option<&'static Backend> {
     BACKENDS.get(index)
+}
+
+/// Reads a source address.
+#[inline(always)]
+pub fn source(index: u32) -> Option<&'static Source> {
+    SOURCES.get(index)
 }
 
 /// What the agent may change at run time.

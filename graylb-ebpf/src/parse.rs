@@ -6,7 +6,7 @@ use graylb_common::{
     service::{PROTOCOL_TCP, PROTOCOL_UDP},
     verdict::Verdict,
 };
-use network_types::{tcp::TcpHdr, udp::UdpHdr};
+use network_types::{eth::EthHdr, tcp::TcpHdr, udp::UdpHdr};
 
 use crate::{
     access::Frame,
@@ -33,6 +33,8 @@ pub struct Packet<Fam: Family> {
     pub transport: usize,
     /// Length of the IP packet.
     pub length: u16,
+    /// Length of its headers, transport's included.
+    pub headers: u16,
     /// TTL or hop limit.
     pub ttl: u8,
     /// TCP's part, `None` for UDP.
@@ -48,6 +50,8 @@ pub struct Segment {
     pub sequence: u32,
     /// Acknowledgement number.
     pub acknowledgement: u32,
+    /// Length of the header.
+    pub header: u8,
 }
 
 /// Reads the headers, or says why the packet is left alone.
@@ -73,6 +77,11 @@ pub fn parse<Fam: Family, F: Frame>(frame: &F) -> Result<Packet<Fam>, Verdict> {
         },
         transport: network.transport,
         length: network.length,
+        headers: (network.transport - EthHdr::LEN) as u16
+            + match tcp {
+                Some(segment) => u16::from(segment.header),
+                None => UdpHdr::LEN as u16,
+            },
         ttl: network.ttl,
         tcp,
     })
@@ -82,10 +91,12 @@ pub fn parse<Fam: Family, F: Frame>(frame: &F) -> Result<Packet<Fam>, Verdict> {
 fn segment<F: Frame>(frame: &F, transport: usize) -> Result<Segment, Verdict> {
     let header = frame.window::<{ TcpHdr::LEN }>(transport).ok_or(Verdict::Truncated)?;
     let data_offset: u8 = header.get::<u8, { TCP_FLAGS - 1 }>();
-    if usize::from(data_offset >> 4) * 4 < TcpHdr::LEN {
+    let length = (data_offset >> 4) * 4;
+    if usize::from(length) < TcpHdr::LEN {
         return Err(Verdict::Malformed);
     }
     Ok(Segment {
+        header: length,
         flags: header.get::<u8, TCP_FLAGS>(),
         sequence: u32::from_be(header.get::<u32, { offset_of!(TcpHdr, seq) }>()),
         acknowledgement: u32::from_be(header.get::<u32, { offset_of!(TcpHdr, ack_seq) }>()),

@@ -43,7 +43,7 @@ impl Direction for Out {
 pub fn run<D: Direction, F: Frame>(frame: &mut F) -> i32 {
     let exit = match steer::<D, F>(frame) {
         Ok(exit) => exit,
-        Err(verdict) => Exit { verdict, action: F::action(verdict) },
+        Err(verdict) => Exit::plain::<F>(verdict),
     };
     count::verdict(exit.verdict);
     if count::is_rare(exit.verdict) {
@@ -78,8 +78,8 @@ fn steer_family<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> Result<Ex
     let flow = classify::classify::<D, Fam, F>(frame, &packet)?;
     rewrite::rewrite::<Fam, F>(frame, &packet, flow.value())?;
     if D::IN {
-        Ok(emit::emit::<Fam, F>(frame, &packet, &flow.value().rewrite)?)
+        Ok(emit::emit::<Fam, F>(frame, &packet, flow)?)
     } else {
-        Ok(Exit { verdict: Verdict::Replied, action: F::action(Verdict::Replied) })
+        Ok(Exit::plain::<F>(Verdict::Replied))
     }
 }

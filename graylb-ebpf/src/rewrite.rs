@@ -2,7 +2,11 @@
 
 use core::mem::offset_of;
 
-use graylb_common::{flow::Flow, verdict::Verdict};
+use graylb_common::{
+    backend::{MODE_NAT, MODE_SNAT},
+    flow::Flow,
+    verdict::Verdict,
+};
 use network_types::{tcp::TcpHdr, udp::UdpHdr};
 
 use crate::{
@@ -11,13 +15,23 @@ use crate::{
     parse::Packet,
 };
 
-/// Rewrites the packet's tuple as the flow says.
+/// Whether a mode rewrites tuples. In the others the backend answers the client itself, so that its
+/// packets are never seen here.
+#[inline(always)]
+pub const fn rewritten(mode: u32) -> bool {
+    mode == MODE_NAT as u32 || mode == MODE_SNAT as u32
+}
+
+/// Rewrites the packet's tuple as the flow says, in the modes that do.
 #[inline(always)]
 pub fn rewrite<Fam: Family, F: Frame>(
     frame: &mut F,
     packet: &Packet<Fam>,
     flow: &Flow<Fam::Address>,
 ) -> Result<(), Verdict> {
+    if !rewritten(flow.mode) {
+        return Ok(());
+    }
     let key = &flow.rewrite;
     if !Fam::write_addresses(frame, key, flow.address_delta) {
         return Err(Verdict::RewriteFailed);

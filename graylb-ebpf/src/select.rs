@@ -1,77 +1,120 @@
 //! Service → backend → the tuple of a new flow towards it.
 
 use graylb_common::{
-    backend::Backend,
+    backend::{Backend, MODE_SNAT},
     csum,
-    flow::{FLOW_CLOSED, Flow},
+    flow::{FLOW_CLOSED, Flow, FlowKey, NextHop},
     service::Service,
     verdict::Verdict,
 };
 
 use crate::{
-    access::{Frame, now_ns},
-    family::{Family, KeyOf, random_port},
+    access::{Frame, now_ns, random},
+    family::{Family, KeyOf, PortRange, UNUSED_PORTS},
     maps::{self, Draft, FlowTable},
     parse::Packet,
+    rewrite::rewritten,
     udp,
 };
 
 /// How many tuples towards a backend are tried before a new flow is given up.
-const TUPLE_TRIES: u32 = 4;
+const TUPLE_TRIES: u32 = 8;
 
 /// A chosen backend.
-pub struct Choice<Fam: Family> {
+pub struct Choice {
     /// Its index in `backends`.
     pub index: u32,
-    /// Its address.
-    pub address: Fam::Address,
-    /// Its port.
-    pub port: u16,
+    /// What it says there.
+    pub backend: &'static Backend,
 }
 
-/// Whose turn it is.
+/// Chooses a backend of the service's pool.
 #[inline(always)]
-pub fn backend<Fam: Family>(service: &Service) -> Result<Choice<Fam>, Verdict> {
+pub fn backend<Fam: Family>(service: &Service) -> Result<Choice, Verdict> {
     if service.slots_count == 0 {
         return Err(Verdict::NoBackend);
     }
     let turn = maps::take_turn(service.turn).ok_or(Verdict::BadTable)?;
     let place = (turn % u64::from(service.slots_count)) as u32;
     let slot = maps::slot(service.slots_start.wrapping_add(place)).ok_or(Verdict::BadTable)?;
-    let index = slot.backend;
-    let backend: &Backend = maps::backend(index).ok_or(Verdict::BadTable)?;
-    let address = Fam::backend(backend).ok_or(Verdict::BadTable)?;
-    Ok(Choice { index, address, port: backend.port })
+    let backend = maps::backend(slot.backend).ok_or(Verdict::BadTable)?;
+    if backend.family == 0 {
+        return Err(Verdict::BadTable);
+    }
+    Ok(Choice { index: slot.backend, backend })
 }
 
-/// Drafts the flow from the packet's client to the backend: with the client's own address and port where
-/// no other flow has that tuple at that backend, else with another source port.
+/// Drafts the flow from the packet's client to the backend.
 #[inline(always)]
 pub fn draft<Fam: Family, F: Frame>(
     frame: &F,
     packet: &Packet<Fam>,
     service: &Service,
-    choice: &Choice<Fam>,
+    choice: &Choice,
 ) -> Result<&'static mut Draft<Fam::Address>, Verdict> {
     let draft = Fam::draft().ok_or(Verdict::BadTable)?;
+    if rewritten(u32::from(choice.backend.mode)) {
+        claim_tuple::<Fam, F>(frame, packet, choice.backend, &mut draft.reply_key)?;
+    } else {
+        draft.reply_key = packet.key.reversed();
+    }
+    fill::<Fam>(draft, &packet.key, service, choice);
+    Ok(draft)
+}
+
+/// Finds a tuple towards the backend that no other flow has, and fills its replies' key in: with the
+/// client's own address and port if they are to be kept and free, else with another source port.
+#[inline(always)]
+fn claim_tuple<Fam: Family, F: Frame>(
+    frame: &F,
+    packet: &Packet<Fam>,
+    backend: &Backend,
+    reply_key: &mut KeyOf<Fam>,
+) -> Result<(), Verdict> {
+    let from = source::<Fam, F>(frame, packet, backend)?;
+    reply_key.source = Fam::address(&backend.address, backend.family).ok_or(Verdict::BadTable)?;
+    reply_key.source_port = backend.port;
+    reply_key.destination = from.address;
+    reply_key.destination_port = from.port;
+    for _ in 0..TUPLE_TRIES {
+        if is_free::<Fam>(packet, reply_key) {
+            return Ok(());
+        }
+        reply_key.destination_port = from.others.any();
+    }
+    Err(Verdict::NoTuple)
+}
+
+/// Where a flow comes from, as the backend sees it.
+struct From<A> {
+    address: A,
+    port: u16,
+    /// Ports to try when that one is taken.
+    others: PortRange,
+}
+
+#[inline(always)]
+fn source<Fam: Family, F: Frame>(
+    frame: &F,
+    packet: &Packet<Fam>,
+    backend: &Backend,
+) -> Result<From<Fam::Address>, Verdict> {
     let key = &packet.key;
-    let (source, source_port) = if frame.on_loopback() {
+    if backend.mode == MODE_SNAT {
+        let place = random().checked_rem(backend.sources_count).ok_or(Verdict::BadTable)?;
+        let place = backend.sources_start.wrapping_add(place);
+        let source = maps::source(place).ok_or(Verdict::BadTable)?;
+        let address = Fam::address(&source.address, source.family).ok_or(Verdict::BadTable)?;
+        let count = u32::from(source.port_high).wrapping_sub(u32::from(source.port_low)) + 1;
+        let others = PortRange { low: source.port_low, count };
+        return Ok(From { address, port: others.any(), others });
+    }
+    let (address, port) = if frame.on_loopback() {
         Fam::host_source(key.source, key.source_port)
     } else {
         (key.source, key.source_port)
     };
-    draft.reply_key.source = choice.address;
-    draft.reply_key.source_port = choice.port;
-    draft.reply_key.destination = source;
-    draft.reply_key.destination_port = source_port;
-    for _ in 0..TUPLE_TRIES {
-        if is_free::<Fam>(packet, &draft.reply_key) {
-            fill::<Fam>(draft, key, service, choice.index);
-            return Ok(draft);
-        }
-        draft.reply_key.destination_port = random_port();
-    }
-    Err(Verdict::NoTuple)
+    Ok(From { address, port, others: UNUSED_PORTS })
 }
 
 /// Whether no other living flow expects replies under `reply_key`.
@@ -104,7 +147,7 @@ fn fill<Fam: Family>(
     draft: &mut Draft<Fam::Address>,
     key: &KeyOf<Fam>,
     service: &Service,
-    backend: u32,
+    choice: &Choice,
 ) {
     let reply_key = &draft.reply_key;
     let addresses = |key: &KeyOf<Fam>| csum::add(Fam::sum(&key.source), Fam::sum(&key.destination));
@@ -115,10 +158,12 @@ fn fill<Fam: Family>(
     // A sum does not care which end is the source.
     flow.address_delta = csum::sub(addresses(reply_key), addresses(key));
     flow.port_delta = csum::sub(ports(reply_key), ports(key));
-    flow.backend = backend;
+    flow.backend = choice.index;
     flow.service = service.id;
     flow.generation = service.generation as u32;
     flow.state = 0;
+    flow.mode = u32::from(choice.backend.mode);
+    flow.hop = NextHop::NONE;
     fill_reply::<Fam>(draft, key);
 }
 
@@ -126,4 +171,18 @@ fn fill<Fam: Family>(
 #[inline(always)]
 pub fn fill_reply<Fam: Family>(draft: &mut Draft<Fam::Address>, key: &KeyOf<Fam>) {
     draft.reply.flow = draft.forward.flow.counterpart(key);
+}
+
+/// Inserts a drafted flow: both directions, or the client's alone where the backend's never comes by.
+#[must_use]
+#[inline(always)]
+pub fn insert<A, V>(
+    table: &'static (impl FlowTable<A, V> + 'static),
+    key: &FlowKey<A>,
+    forward: &V,
+    reply_key: &FlowKey<A>,
+    reply: &V,
+    mode: u32,
+) -> bool {
+    (!rewritten(mode) || table.put(reply_key, reply)) && table.put(key, forward)
 }

@@ -14,9 +14,10 @@ use crate::{
     access::{Frame, now_ns},
     classify, count,
     family::{Family, FlowOf, HalfOpenOf},
-    maps::{Entry, FlowTable},
+    maps::{Draft, Entry, FlowTable},
     parse::{ACK, FIN, Packet, RST, SYN, Segment},
     pipeline::Direction,
+    rewrite::rewritten,
     select,
 };
 
@@ -59,7 +60,9 @@ fn syn<D: Direction, Fam: Family, F: Frame>(
     draft.forward.client_isn = segment.sequence;
     draft.reply.client_isn = segment.sequence;
     let table = Fam::half_open();
-    if !table.put(&draft.reply_key, &draft.reply) || !table.put(&packet.key, &draft.forward) {
+    let mode = draft.forward.flow.mode;
+    let Draft { forward, reply, reply_key } = draft;
+    if !select::insert(table, &packet.key, forward, reply_key, reply, mode) {
         return Err(Verdict::FlowTableFull);
     }
     count::opened(choice.index);
@@ -126,17 +129,24 @@ fn seen<D: Direction, Fam: Family>(flow: Entry<FlowOf<Fam>>, segment: Segment) -
     Ok(flow)
 }
 
-/// Follows the end of a flow: closed by a reset, or by a FIN each way; counted once.
+/// Follows the end of a flow: closed by a reset, or by a FIN each way (from the client alone where the
+/// backend's does not come by); counted once.
 #[inline(always)]
 fn end<Fam: Family>(flow: Entry<FlowOf<Fam>>, segment: Segment) {
     let reset = segment.flags & RST != 0;
     flow.mark(if reset { FLOW_RESET } else { FLOW_FIN });
-    let Some(other) = Fam::tcp().find(&flow.value().rewrite.reversed()) else { return };
-    if (reset || other.value().state & FLOW_FIN != 0) && flow.value().state & FLOW_CLOSED == 0 {
-        flow.mark(FLOW_CLOSED);
-        other.mark(FLOW_CLOSED);
-        count::closed(flow.value().backend);
+    if flow.value().state & FLOW_CLOSED != 0 {
+        return;
     }
+    if rewritten(flow.value().mode) {
+        let Some(other) = Fam::tcp().find(&flow.value().rewrite.reversed()) else { return };
+        if !reset && other.value().state & FLOW_FIN == 0 {
+            return;
+        }
+        other.mark(FLOW_CLOSED);
+    }
+    flow.mark(FLOW_CLOSED);
+    count::closed(flow.value().backend);
 }
 
 /// Makes a half-open flow an established one if this packet completes its handshake; notes a refusal.
@@ -156,9 +166,10 @@ fn promote<Fam: Family>(
         }
         return None;
     }
-    let completes = state & FLOW_SYN_ACK != 0
-        && segment.flags & (ACK | RST) == ACK
-        && segment.acknowledgement == half.server_isn.wrapping_add(1);
+    // Where the SYN-ACK does not come by, any acknowledgement must do.
+    let answered =
+        state & FLOW_SYN_ACK != 0 && segment.acknowledgement == half.server_isn.wrapping_add(1);
+    let completes = segment.flags & (ACK | RST) == ACK && (answered || !rewritten(half.flow.mode));
     if !completes {
         return None;
     }
@@ -173,9 +184,8 @@ fn promote<Fam: Family>(
     }
     draft.reply_key = draft.forward.flow.rewrite.reversed();
     let table = Fam::tcp();
-    if !table.put(&draft.reply_key, &draft.reply.flow)
-        || !table.put(&packet.key, &draft.forward.flow)
-    {
+    let (forward, reply) = (&draft.forward.flow, &draft.reply.flow);
+    if !select::insert(table, &packet.key, forward, &draft.reply_key, reply, forward.mode) {
         // The half-open entries serve on, until there is room or they are evicted.
         return None;
     }

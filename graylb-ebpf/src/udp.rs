@@ -36,9 +36,8 @@ pub fn classify<D: Direction, Fam: Family, F: Frame>(
     let choice = select::backend::<Fam>(service)?;
     let draft = select::draft::<Fam, F>(frame, packet, service, &choice)?;
     let table = Fam::udp();
-    if !table.put(&draft.reply_key, &draft.reply.flow)
-        || !table.put(&packet.key, &draft.forward.flow)
-    {
+    let (forward, reply) = (&draft.forward.flow, &draft.reply.flow);
+    if !select::insert(table, &packet.key, forward, &draft.reply_key, reply, forward.mode) {
         return Err(Verdict::FlowTableFull);
     }
     count::opened(choice.index);

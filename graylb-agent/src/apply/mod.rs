@@ -10,14 +10,13 @@ mod pins;
 mod regions;
 mod tables;
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel, programs::ProgramError, util::KernelVersion};
 use aya_log::EbpfLogger;
 use graylb_common::{
     backend::BackendCounters,
     maps::{self, GLOBAL_CSUM_IPV6_FLAG},
-    settings::Settings,
     verdict::VerdictCounters,
 };
 
@@ -80,9 +79,8 @@ impl DataPlane {
         };
         let mut tables = Tables::take(&mut ebpf)?;
         notes.append(&mut tables.reconcile()?);
-        tables.set_settings(Settings {
-            udp_timeout_ns: u64::try_from(options.flows.udp_timeout.as_nanos()).unwrap_or(u64::MAX),
-        })?;
+        tables.set_udp_timeout(options.flows.udp_timeout)?;
+        tables.forget_next_hops()?;
         Ok(Self { ebpf, pins, tables, notes })
     }
 
@@ -133,13 +131,22 @@ impl DataPlane {
         self.tables.apply(change)
     }
 
-    /// Changes settings in the running programs.
+    /// A UDP flow without a packet for this long chooses its backend anew from now on.
     ///
     /// # Errors
     ///
     /// The kernel refuses the write.
-    pub fn set_settings(&mut self, settings: Settings) -> Result<(), ApplyError> {
-        self.tables.set_settings(settings)
+    pub fn set_udp_timeout(&mut self, timeout: Duration) -> Result<(), ApplyError> {
+        self.tables.set_udp_timeout(timeout)
+    }
+
+    /// Makes the programs ask the routing tables again for each flow.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses the write.
+    pub fn forget_next_hops(&mut self) -> Result<(), ApplyError> {
+        self.tables.forget_next_hops()
     }
 
     /// Packets by verdict, all CPUs together.

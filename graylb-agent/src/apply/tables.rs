@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv6Addr, SocketAddr},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use aya::{
@@ -14,9 +14,9 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
 };
 use graylb_common::{
-    backend::{Backend, BackendCounters, FAMILY_V4, FAMILY_V6},
+    backend::{Backend, BackendCounters, FAMILY_V4, FAMILY_V6, MODE_NAT},
     maps,
-    service::{PROTOCOL_TCP, PROTOCOL_UDP, Service, ServiceKey, Slot, Turn},
+    service::{PROTOCOL_TCP, PROTOCOL_UDP, SELECT_TURNS, Service, ServiceKey, Slot, Turn},
     settings::Settings,
     verdict::VerdictCounters,
 };
@@ -194,7 +194,11 @@ impl Tables {
             slots_start: start,
             slots_count: count,
             turn,
+            select: SELECT_TURNS,
+            prefix: 0,
             reserved: 0,
+            salt: 0,
+            reserved2: 0,
         };
         let written = self
             .write_slots(start, &indices, &image.slots)
@@ -321,8 +325,27 @@ impl Tables {
         }
     }
 
-    pub(super) fn set_settings(&mut self, settings: Settings) -> Result<(), ApplyError> {
-        set(&mut self.settings, maps::SETTINGS, 0, settings)
+    pub(super) fn set_udp_timeout(&mut self, timeout: Duration) -> Result<(), ApplyError> {
+        let udp_timeout_ns = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
+        self.change_settings(|settings| Settings { udp_timeout_ns, ..settings })
+    }
+
+    /// Makes every cached next hop void. The epoch goes on from where an earlier agent left it: a value
+    /// that comes back would revive what was cached then.
+    pub(super) fn forget_next_hops(&mut self) -> Result<(), ApplyError> {
+        self.change_settings(|settings| Settings {
+            route_epoch: settings.route_epoch.wrapping_add(1),
+            ..settings
+        })
+    }
+
+    fn change_settings(
+        &mut self,
+        change: impl FnOnce(Settings) -> Settings,
+    ) -> Result<(), ApplyError> {
+        let settings =
+            self.settings.get(&0, 0).map_err(|error| read_error(maps::SETTINGS, error))?;
+        set(&mut self.settings, maps::SETTINGS, 0, change(settings))
     }
 
     pub(super) fn verdicts(&self) -> Result<VerdictCounters, ApplyError> {
@@ -408,10 +431,12 @@ fn backend_entry(service: u32, pool: u32, image: &BackendImage) -> Backend {
         address: address.octets(),
         port: image.address.port(),
         family,
-        reserved: 0,
+        mode: MODE_NAT,
         service,
         pool,
         weight: u32::from(image.weight),
+        sources_start: 0,
+        sources_count: 0,
     }
 }
 

@@ -253,7 +253,7 @@ impl Daemon {
             notes.extend(self.unattached.iter().cloned());
         }
         if config.flows.udp_timeout != self.config.flows.udp_timeout
-            && let Err(error) = self.plane.set_settings(start::settings(&config.flows))
+            && let Err(error) = self.plane.set_udp_timeout(config.flows.udp_timeout)
         {
             notes.push(error.to_string());
         }

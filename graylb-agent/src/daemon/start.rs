@@ -6,7 +6,6 @@ use std::{
     sync::Arc,
 };
 
-use graylb_common::settings::Settings;
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -20,7 +19,7 @@ use super::{
 };
 use crate::{
     apply::{ApplyError, DataPlane, Options},
-    config::{Config, FlowsConfig},
+    config::Config,
     model::state::State,
     probe::{Observation, Probes},
     store::{Store, StoreError, boot_id},
@@ -114,12 +113,6 @@ impl Daemon {
         self.probes.set(&self.state.targets());
         Ok(())
     }
-}
-
-/// The programs' settings.
-pub(super) fn settings(flows: &FlowsConfig) -> Settings {
-    let timeout = flows.udp_timeout.as_nanos();
-    Settings { udp_timeout_ns: u64::try_from(timeout).unwrap_or(u64::MAX) }
 }
 
 /// The agent may be asked to read the file again from another directory.
