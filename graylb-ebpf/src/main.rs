@@ -11,6 +11,7 @@
 #![feature(asm_experimental_arch)]
 
 mod access;
+mod answer;
 mod classify;
 mod count;
 mod emit;
@@ -21,6 +22,7 @@ mod pipeline;
 mod rewrite;
 mod select;
 mod tcp;
+mod tunnel;
 mod udp;
 
 use aya_ebpf::{

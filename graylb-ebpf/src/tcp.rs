@@ -30,11 +30,31 @@ pub fn classify<D: Direction, Fam: Family, F: Frame>(
     packet: &Packet<Fam>,
     segment: Segment,
 ) -> Found<Fam> {
-    match segment.flags & (SYN | ACK) {
+    if segment.flags & SYN == 0
+        && let Some(flow) = Fam::tcp().find(&packet.key)
+        && flow.value().state & FLOW_CHALLENGED == 0
+    {
+        return seen::<D, Fam>(flow, segment);
+    }
+    let mut verdict = Verdict::NoFlow;
+    unusual::<D, Fam, F>(frame, packet, segment, &mut verdict).ok_or(verdict)
+}
+
+/// What is not a packet of an established flow and nothing else: a function of its own in the kernel, so
+/// that the others do not pay for its stack. Fills `verdict` in where there is no flow.
+#[inline(never)]
+fn unusual<D: Direction, Fam: Family, F: Frame>(
+    frame: &F,
+    packet: &Packet<Fam>,
+    segment: Segment,
+    verdict: &mut Verdict,
+) -> Option<Entry<FlowOf<Fam>>> {
+    let found = match segment.flags & (SYN | ACK) {
         SYN => syn::<D, Fam, F>(frame, packet, segment),
         flags if flags == SYN | ACK => syn_ack::<D, Fam>(packet, segment),
         _ => data::<D, Fam>(packet, segment),
-    }
+    };
+    found.map_err(|why| *verdict = why).ok()
 }
 
 /// A client asks for a connection.
@@ -98,11 +118,6 @@ fn reply_of_established<D: Direction, Fam: Family>(packet: &Packet<Fam>) -> Foun
 #[inline(always)]
 fn data<D: Direction, Fam: Family>(packet: &Packet<Fam>, segment: Segment) -> Found<Fam> {
     let established = Fam::tcp().find(&packet.key);
-    if let Some(flow) = established
-        && flow.value().state & FLOW_CHALLENGED == 0
-    {
-        return seen::<D, Fam>(flow, segment);
-    }
     if let Some(half_open) = Fam::half_open().find(&packet.key) {
         let promoted = promote::<Fam>(packet, segment, half_open, established);
         // A half-open flow beside an established one has not yet taken the tuple over.
@@ -129,9 +144,9 @@ fn seen<D: Direction, Fam: Family>(flow: Entry<FlowOf<Fam>>, segment: Segment) -
     Ok(flow)
 }
 
-/// Follows the end of a flow: closed by a reset, or by a FIN each way (from the client alone where the
+/// Follows the end of a flow, seldom enough for a function of its own in the kernel: closed by a reset, or by a FIN each way (from the client alone where the
 /// backend's does not come by); counted once.
-#[inline(always)]
+#[inline(never)]
 fn end<Fam: Family>(flow: Entry<FlowOf<Fam>>, segment: Segment) {
     let reset = segment.flags & RST != 0;
     flow.mark(if reset { FLOW_RESET } else { FLOW_FIN });
