@@ -16,7 +16,7 @@ use aya_ebpf::{
     helpers::{
         bpf_get_prandom_u32, bpf_ktime_get_coarse_ns,
         generated::{
-            bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
+            bpf_csum_update, bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
             bpf_skb_pull_data,
         },
     },
@@ -107,6 +107,9 @@ pub trait Frame: EbpfContext {
     /// Returns false where the kernel refuses.
     #[must_use]
     fn update_transport_checksum(&mut self, offset: usize, change: &ChecksumChange) -> bool;
+    /// Tells the kernel of a change of `delta` that no checksum in the packet makes up for: a NIC may have
+    /// summed the whole packet (CHECKSUM_COMPLETE).
+    fn note_change(&mut self, delta: u16);
     /// Sends the packet out of `ifindex` as it is; the returned action is final.
     fn redirect(&mut self, ifindex: u32) -> i32;
     /// Sends it to a neighbour that the kernel resolves; `None` where this hook cannot.
@@ -259,6 +262,10 @@ impl Frame for XdpFrame {
         true
     }
 
+    /// Drivers do not hand a sum on from before an XDP program.
+    #[inline(always)]
+    fn note_change(&mut self, _delta: u16) {}
+
     #[inline(always)]
     fn redirect(&mut self, ifindex: u32) -> i32 {
         if ifindex == self.interface() {
@@ -354,12 +361,26 @@ impl Frame for TcFrame {
 
     #[inline(always)]
     fn update_transport_checksum(&mut self, offset: usize, change: &ChecksumChange) -> bool {
+        let Some(field) = self.window::<2>(offset) else { return false };
+        if change.zero_means_none && field.get::<u16, 0>() == 0 {
+            // The IPv4 header checksum makes up for the addresses.
+            let addresses = if change.ipv6 { change.addresses } else { 0 };
+            self.note_change(csum::add(addresses, change.ports));
+            return true;
+        }
         let zero = if change.zero_means_none { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
         let family = if change.ipv6 { CSUM_IPV6_FLAG.load() } else { 0 };
         // The addresses are in the pseudo-header, which an unfinished checksum holds already; the ports
         // are not, so one call cannot do both.
         self.replace_checksum(offset, change.addresses, u64::from(BPF_F_PSEUDO_HDR) | zero | family)
             && self.replace_checksum(offset, change.ports, zero)
+    }
+
+    #[inline(always)]
+    fn note_change(&mut self, delta: u16) {
+        // SAFETY: plain integers beside the context.
+        let _refused_where_there_is_no_sum =
+            unsafe { bpf_csum_update(self.context.skb.skb, u32::from(delta)) };
     }
 
     #[inline(always)]

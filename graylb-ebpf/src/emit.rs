@@ -63,7 +63,7 @@ pub fn emit<Fam: Family, F: Frame>(
 
 /// What a router does to a packet that it forwards.
 #[inline(always)]
-fn forward<Fam: Family, F: Frame>(frame: &F, packet: &Packet<Fam>) -> Result<(), Verdict> {
+fn forward<Fam: Family, F: Frame>(frame: &mut F, packet: &Packet<Fam>) -> Result<(), Verdict> {
     if packet.ttl <= 1 {
         return Err(Verdict::TtlExceeded);
     }
