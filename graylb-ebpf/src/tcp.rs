@@ -20,6 +20,9 @@ use crate::{
     select,
 };
 
+/// Most data that a SYN carries (TCP Fast Open, RFC 7413) and its refusal acknowledges.
+const MAX_SYN_DATA: u32 = 0xffff;
+
 type Found<Fam> = Result<Entry<Flow<<Fam as Family>::Address>>, Verdict>;
 
 /// The flow of a TCP packet.
@@ -56,6 +59,10 @@ fn syn<D: Direction, Fam: Family, F: Frame>(
         established.mark(FLOW_CHALLENGED);
     }
     let draft = select::draft::<Fam, F>(frame, packet, service, &choice)?;
+    if let Some(established) = Fam::tcp().find(&draft.reply_key) {
+        // The same backend again, or a flow that has ended: what answers this SYN is none of its packets.
+        established.mark(FLOW_CHALLENGED);
+    }
     draft.forward.client_isn = segment.sequence;
     draft.reply.client_isn = segment.sequence;
     let table = Fam::half_open();
@@ -101,6 +108,13 @@ fn data<D: Direction, Fam: Family>(packet: &Packet<Fam>, segment: Segment) -> Fo
         return seen::<D, Fam>(flow, segment);
     }
     if let Some(half_open) = Fam::half_open().find(&packet.key) {
+        if refuses::<Fam>(half_open.value(), segment) {
+            if half_open.value().flow.state & FLOW_RESET == 0 {
+                half_open.flow().mark(FLOW_RESET);
+                count::refused(half_open.value().flow.backend);
+            }
+            return Ok(half_open.flow());
+        }
         let promoted = promote::<Fam>(packet, segment, half_open, established);
         // A half-open flow beside an established one has not yet taken the tuple over.
         if promoted.is_some() || established.is_none() {
@@ -139,7 +153,17 @@ fn end<Fam: Family>(flow: Entry<FlowOf<Fam>>, segment: Segment) {
     }
 }
 
-/// Makes a half-open flow an established one if this packet completes its handshake; notes a refusal.
+/// Whether this is the backend's reset in answer to the SYN. It acknowledges the SYN; without that the
+/// client would not take it (RFC 9293, 3.10.7.3), and anybody could have sent it.
+#[inline(always)]
+fn refuses<Fam: Family>(half: &HalfOpenOf<Fam>, segment: Segment) -> bool {
+    let acknowledged = segment.acknowledgement.wrapping_sub(half.client_isn).wrapping_sub(1);
+    half.flow.state & FLOW_REPLY != 0
+        && segment.flags & (ACK | RST) == ACK | RST
+        && acknowledged <= MAX_SYN_DATA
+}
+
+/// Makes a half-open flow an established one if this packet completes its handshake.
 #[inline(always)]
 fn promote<Fam: Family>(
     packet: &Packet<Fam>,
@@ -148,15 +172,7 @@ fn promote<Fam: Family>(
     predecessor: Option<Entry<FlowOf<Fam>>>,
 ) -> Option<Entry<FlowOf<Fam>>> {
     let half = half_open.value();
-    let state = half.flow.state;
-    if state & FLOW_REPLY != 0 {
-        if segment.flags & RST != 0 && state & FLOW_RESET == 0 {
-            half_open.flow().mark(FLOW_RESET);
-            count::refused(half.flow.backend);
-        }
-        return None;
-    }
-    let completes = state & FLOW_SYN_ACK != 0
+    let completes = half.flow.state & (FLOW_REPLY | FLOW_SYN_ACK) == FLOW_SYN_ACK
         && segment.flags & (ACK | RST) == ACK
         && segment.acknowledgement == half.server_isn.wrapping_add(1);
     if !completes {
