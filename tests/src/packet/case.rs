@@ -11,7 +11,7 @@ use super::{
     flows::{Table, Tuple},
     lab::Lab,
     path::Path,
-    run::{Entry, Expected},
+    run::{Entry, Expected, Hook},
 };
 
 /// A backend's counter.
@@ -36,6 +36,8 @@ pub enum Fate {
     ToClient,
     /// Handed on unchanged.
     Unchanged(Verdict),
+    /// Handed on unchanged, being of no flow and to no service.
+    Foreign,
     /// Dropped.
     Dropped(Verdict),
 }
@@ -146,6 +148,13 @@ impl Step {
     #[must_use]
     pub const fn passes(mut self, verdict: Verdict) -> Self {
         self.fate = Fate::Unchanged(verdict);
+        self
+    }
+
+    /// It must be handed on unchanged, being of no flow and to no service.
+    #[must_use]
+    pub const fn is_foreign(mut self) -> Self {
+        self.fate = Fate::Foreign;
         self
     }
 
@@ -278,6 +287,11 @@ impl Session {
             Fate::ToBackend(number) => self.path.carried(packet, self.source, number),
             Fate::ToClient => self.path.returned(packet, self.service.address, self.client),
             Fate::Unchanged(verdict) => Expected::unchanged(verdict, &packet.bytes()),
+            Fate::Foreign => {
+                let out = entry.hook == Hook::TcOut;
+                let verdict = if out { Verdict::HostOutput } else { Verdict::NotService };
+                Expected::unchanged(verdict, &packet.bytes())
+            }
             Fate::Dropped(verdict) => Expected::dropped(verdict),
         };
         let mut wanted = lab.counters(self.service);

@@ -26,8 +26,8 @@ use crate::sandbox::Sandbox;
 
 /// Entries of each flow table: enough that no flow of a table of cases is evicted.
 const FLOWS: u32 = 16384;
-/// Services' ports start here.
-const FIRST_PORT: u16 = 1024;
+/// Services' ports start here: above the backends', and above what loopback makes of clients' ports.
+const FIRST_PORT: u16 = 10_000;
 
 /// The loaded programs and what belongs to them.
 pub struct Lab {

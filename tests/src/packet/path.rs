@@ -70,7 +70,7 @@ impl Path {
         paths
     }
 
-    /// A client, different for each `number` below 20000.
+    /// A client, different for each `number` below 7000.
     #[must_use]
     pub const fn client(&self, number: u16) -> SocketAddr {
         let ip = match self.place {
