@@ -1,5 +1,5 @@
 //! Test runs with CHECKSUM_COMPLETE: the kernel gives the packet a sum over all of it, as some NICs do,
-//! and fails the run with EBADMSG where that sum is wrong afterwards (net/bpf/test_run.c, Linux 6.12).
+//! and fails the run with EBADMSG where that sum is wrong afterwards (net/bpf/test_run.c).
 //! aya does not pass the flag, hence the system call here.
 
 #![expect(unsafe_code, reason = "the bpf system call, with a flag that aya does not offer")]
