@@ -46,6 +46,9 @@ fn syn<D: Direction, Fam: Family, F: Frame>(
     packet: &Packet<Fam>,
     segment: Segment,
 ) -> Found<Fam> {
+    if !D::IN {
+        return Err(Verdict::HostOutput);
+    }
     if let Some(half_open) = Fam::half_open().find(&packet.key)
         && half_open.value().client_isn == segment.sequence
         && half_open.value().flow.state & FLOW_REPLY == 0
@@ -76,7 +79,7 @@ fn syn<D: Direction, Fam: Family, F: Frame>(
 /// A backend accepts.
 #[inline(always)]
 fn syn_ack<D: Direction, Fam: Family>(packet: &Packet<Fam>, segment: Segment) -> Found<Fam> {
-    let Some(reply) = Fam::half_open().find(&packet.key) else {
+    let Some(reply) = Fam::half_open().find(&packet.key).filter(is_ours::<D, Fam>) else {
         // Perhaps sent again, after the flow was promoted.
         return reply_of_established::<D, Fam>(packet);
     };
@@ -88,6 +91,12 @@ fn syn_ack<D: Direction, Fam: Family>(packet: &Packet<Fam>, segment: Segment) ->
         forward.flow().mark(FLOW_SYN_ACK);
     }
     Ok(reply.flow())
+}
+
+/// Whether packets of a half-open flow's direction are followed here: on the way out only the backend's.
+#[inline(always)]
+fn is_ours<D: Direction, Fam: Family>(half_open: &Entry<HalfOpenOf<Fam>>) -> bool {
+    D::IN || half_open.value().flow.state & FLOW_REPLY != 0
 }
 
 #[inline(always)]
@@ -107,7 +116,7 @@ fn data<D: Direction, Fam: Family>(packet: &Packet<Fam>, segment: Segment) -> Fo
     {
         return seen::<D, Fam>(flow, segment);
     }
-    if let Some(half_open) = Fam::half_open().find(&packet.key) {
+    if let Some(half_open) = Fam::half_open().find(&packet.key).filter(is_ours::<D, Fam>) {
         if refuses::<Fam>(half_open.value(), segment) {
             if half_open.value().flow.state & FLOW_RESET == 0 {
                 half_open.flow().mark(FLOW_RESET);
