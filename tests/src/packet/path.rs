@@ -104,19 +104,27 @@ impl Path {
         SocketAddr::new(ip, 8080 + number as u16)
     }
 
-    /// How a backend sees `client`: as it is, except on loopback, where another connection of the client,
-    /// from the same port to the backend itself, must stay apart.
+    /// The address by which a backend sees `client`: its own, except on loopback, where another
+    /// connection of the client, from the same port to the backend itself, must stay apart.
+    #[must_use]
+    pub fn source_ip(&self, client: SocketAddr) -> IpAddr {
+        if self.place == Place::Loopback && client.ip() == Ipv4Addr::LOCALHOST {
+            Ipv4Addr::new(127, 64, 0, 1).into()
+        } else {
+            client.ip()
+        }
+    }
+
+    /// How a backend sees one of this path's clients. Where loopback has but one address, the port moves.
     #[must_use]
     pub fn source(&self, client: SocketAddr) -> SocketAddr {
-        match (self.place, client.ip()) {
-            (Place::Loopback, IpAddr::V4(ip)) if ip == Ipv4Addr::LOCALHOST => {
-                SocketAddr::new(Ipv4Addr::new(127, 64, 0, 1).into(), client.port())
-            }
-            (Place::Loopback, ip) => {
-                SocketAddr::new(ip, client.port() - FIRST_EPHEMERAL + FIRST_UNPRIVILEGED)
-            }
-            _ => client,
-        }
+        let ip = self.source_ip(client);
+        let port = if self.place == Place::Loopback && ip == client.ip() {
+            client.port() - FIRST_EPHEMERAL + FIRST_UNPRIVILEGED
+        } else {
+            client.port()
+        };
+        SocketAddr::new(ip, port)
     }
 
     /// Where clients' packets enter.
