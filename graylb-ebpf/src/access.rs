@@ -101,6 +101,8 @@ pub trait Frame: EbpfContext {
     fn interface(&self) -> u32;
     /// Whether the packet came from outside, not from a socket of this host.
     fn from_outside(&self) -> bool;
+    /// Whether the packet has a VLAN tag beside its bytes.
+    fn has_tag_aside(&self) -> bool;
     /// Length for the route's MTU check, 0 where the kernel knows better (GSO).
     fn length_for_mtu(&self, ip_length: u16) -> u16;
     /// Updates the transport checksum, `offset` bytes into the frame, by the deltas of what it covers.
@@ -246,6 +248,11 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
+    fn has_tag_aside(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn length_for_mtu(&self, ip_length: u16) -> u16 {
         ip_length
     }
@@ -352,6 +359,13 @@ impl Frame for TcFrame {
     fn from_outside(&self) -> bool {
         // SAFETY: as above.
         unsafe { (*self.context.skb.skb).ingress_ifindex != 0 }
+    }
+
+    /// The kernel takes a tag out of the frame before TC sees it (skb_vlan_untag, net/core/dev.c).
+    #[inline(always)]
+    fn has_tag_aside(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.context.skb.skb).vlan_present != 0 }
     }
 
     #[inline(always)]

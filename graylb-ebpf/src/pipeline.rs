@@ -62,6 +62,9 @@ fn steer<D: Direction, F: Frame>(frame: &mut F) -> Result<Exit, Verdict> {
     if !D::IN && frame.from_outside() {
         return Err(Verdict::HostOutput);
     }
+    if frame.has_tag_aside() {
+        return Err(Verdict::Vlan);
+    }
     frame.pull_headers();
     let ethernet = frame.window::<14>(0).ok_or(Verdict::Truncated)?;
     match ethernet.get::<u16, 12>() {
