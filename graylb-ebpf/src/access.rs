@@ -269,7 +269,7 @@ impl Frame for XdpFrame {
         true
     }
 
-    /// Drivers do not hand a sum on from before an XDP program.
+    /// XDP has no way to such a sum: a driver that runs a program may not report one.
     #[inline(always)]
     fn note_change(&mut self, _delta: u16) {}
 
