@@ -19,7 +19,7 @@ use aya_ebpf::{
     helpers::{
         bpf_get_prandom_u32, bpf_ktime_get_coarse_ns,
         generated::{
-            bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
+            bpf_csum_update, bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
             bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data, bpf_xdp_adjust_head,
             bpf_xdp_adjust_tail,
         },
@@ -128,6 +128,8 @@ pub trait Frame: EbpfContext {
     fn from_outside(&self) -> bool;
     /// Length of the longest IP packet that this one is on the wire: itself, or its longest segment.
     fn wire_length(&self, lengths: &Lengths) -> u16;
+    /// Whether the packet has a VLAN tag beside its bytes.
+    fn has_tag_aside(&self) -> bool;
     /// Length for the route's MTU check, 0 where the kernel knows better (GSO).
     fn length_for_mtu(&self, ip_length: u16) -> u16;
     /// What this hook makes of an answer of the routing tables: `params` holds interface and next hop, and
@@ -139,6 +141,9 @@ pub trait Frame: EbpfContext {
     /// Returns false where the kernel refuses.
     #[must_use]
     fn update_transport_checksum(&mut self, offset: usize, change: &ChecksumChange) -> bool;
+    /// Tells the kernel of a change of `delta` that no checksum in the packet makes up for: a NIC may have
+    /// summed the whole packet (CHECKSUM_COMPLETE).
+    fn note_change(&mut self, delta: u16);
     /// Sends the packet to its next hop; the returned action is final. `None` where the frame has no
     /// room for an Ethernet header.
     fn redirect(&mut self, hop: &NextHop) -> Option<i32>;
@@ -305,6 +310,11 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
+    fn has_tag_aside(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn wire_length(&self, lengths: &Lengths) -> u16 {
         lengths.packet.saturating_add(lengths.tunnel)
     }
@@ -325,6 +335,10 @@ impl Frame for XdpFrame {
         field.set::<u16, 0>(if change.zero_means_none && new == 0 { 0xffff } else { new });
         true
     }
+
+    /// XDP has no way to such a sum: a driver that runs a program may not report one.
+    #[inline(always)]
+    fn note_change(&mut self, _delta: u16) {}
 
     #[inline(always)]
     fn next_hop(params: &FibParams, resolved: bool, hop: &mut NextHop) -> bool {
@@ -471,6 +485,13 @@ impl Frame for TcFrame {
         unsafe { (*self.context.skb.skb).ingress_ifindex != 0 }
     }
 
+    /// The kernel takes a tag out of the frame before TC sees it (skb_vlan_untag, net/core/dev.c).
+    #[inline(always)]
+    fn has_tag_aside(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.context.skb.skb).vlan_present != 0 }
+    }
+
     #[inline(always)]
     fn wire_length(&self, lengths: &Lengths) -> u16 {
         // SAFETY: the context of a TC program is a valid __sk_buff.
@@ -490,12 +511,26 @@ impl Frame for TcFrame {
 
     #[inline(always)]
     fn update_transport_checksum(&mut self, offset: usize, change: &ChecksumChange) -> bool {
+        let Some(field) = self.window::<2>(offset) else { return false };
+        if change.zero_means_none && field.get::<u16, 0>() == 0 {
+            // The IPv4 header checksum makes up for the addresses.
+            let addresses = if change.ipv6 { change.addresses } else { 0 };
+            self.note_change(csum::add(addresses, change.ports));
+            return true;
+        }
         let zero = if change.zero_means_none { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
         let family = if change.ipv6 { CSUM_IPV6_FLAG.load() } else { 0 };
         // The addresses are in the pseudo-header, which an unfinished checksum holds already; the ports
         // are not, so one call cannot do both.
         self.replace_checksum(offset, change.addresses, u64::from(BPF_F_PSEUDO_HDR) | zero | family)
             && self.replace_checksum(offset, change.ports, zero)
+    }
+
+    #[inline(always)]
+    fn note_change(&mut self, delta: u16) {
+        // SAFETY: plain integers beside the context.
+        let _refused_where_there_is_no_sum =
+            unsafe { bpf_csum_update(self.context.skb.skb, u32::from(delta)) };
     }
 
     #[inline(always)]

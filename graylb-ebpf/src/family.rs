@@ -129,7 +129,7 @@ pub trait Family {
     fn icmp_pseudo_sum(header: &Header<'_, Self::Address>) -> u16;
     /// Takes one off the TTL or hop limit.
     #[must_use]
-    fn decrement_ttl<F: Frame>(frame: &F) -> bool;
+    fn decrement_ttl<F: Frame>(frame: &mut F) -> bool;
 }
 
 /// IPv4 (RFC 791).
@@ -278,7 +278,7 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn decrement_ttl<F: Frame>(frame: &F) -> bool {
+    fn decrement_ttl<F: Frame>(frame: &mut F) -> bool {
         let Some(header) = frame.window::<{ Ipv4Hdr::LEN }>(V4_START) else { return false };
         let ttl: u8 = header.get::<u8, { offset_of!(Ipv4Hdr, ttl) }>();
         let check: u16 = header.get::<u16, { offset_of!(Ipv4Hdr, check) }>();
@@ -428,10 +428,14 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn decrement_ttl<F: Frame>(frame: &F) -> bool {
+    fn decrement_ttl<F: Frame>(frame: &mut F) -> bool {
         let Some(header) = frame.window::<V6_LEN>(V6_START) else { return false };
         let ttl: u8 = header.get::<u8, { offset_of!(Ipv6Hdr, hop_limit) }>();
         header.set::<u8, { offset_of!(Ipv6Hdr, hop_limit) }>(ttl.wrapping_sub(1));
+        // The hop limit is the low byte of its checksum word.
+        let delta =
+            csum::sub(u16::from_ne_bytes([0, ttl.wrapping_sub(1)]), u16::from_ne_bytes([0, ttl]));
+        frame.note_change(delta);
         true
     }
 }

@@ -43,6 +43,9 @@ pub fn run<D: Direction, F: Frame>(frame: &mut F) -> i32 {
     if !D::IN && frame.from_outside() {
         return leave(frame, Exit::plain::<F>(Verdict::HostOutput));
     }
+    if frame.has_tag_aside() {
+        return leave(frame, Exit::plain::<F>(Verdict::Vlan));
+    }
     frame.pull_headers();
     let Some(ethernet) = frame.window::<{ EthHdr::LEN }>(0) else {
         return leave(frame, Exit::plain::<F>(Verdict::Truncated));
