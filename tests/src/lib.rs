@@ -1,3 +1,12 @@
 //! What graylb's packet and namespace tests are built from.
 
+pub mod agent;
+pub mod backend;
+pub mod client;
+pub mod eventually;
+pub mod load;
+pub mod namespace;
 pub mod sandbox;
+pub mod stage;
+pub mod topology;
+pub mod transfer;
