@@ -79,7 +79,7 @@ impl Installation {
     pub fn configure(&self, config: &str) {
         let (pins, state) = (self.pin_dir.display(), self.state_file());
         let text = format!(
-            "[agent]\npin_dir = {:?}\nstate_file = {state:?}\nlog = \"debug,hyper=info,hyper_util=info\"\n\
+            "[agent]\npin_dir = {:?}\nstate_file = {state:?}\nlog = \"info,graylb_agent=debug\"\n\
              [flows]\ntcp = 65536\nhalf_open = 16384\nudp = 16384\n{config}",
             pins.to_string()
         );
