@@ -5,46 +5,19 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
-    sync::LazyLock,
     time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
+    api::Api,
+    binary::BINARY,
     client::Connection,
     eventually::{SOON, eventually},
     namespace::Namespace,
     sandbox::Sandbox,
 };
-
-/// The `graylb` binary beside this test's executable, built if it is missing or older than its sources:
-/// cargo builds a package's binaries for its own tests only.
-static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
-    let test = std::env::current_exe().expect("this executable's path");
-    let profile = test.parent().and_then(Path::parent).expect("target/PROFILE/deps");
-    let binary = profile.join("graylb");
-    if !is_fresh(&binary) {
-        let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        build.args(["build", "--quiet", "--package", "graylb-agent", "--bin", "graylb"]);
-        build.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
-        if profile.file_name().is_some_and(|name| name == "release") {
-            build.arg("--release");
-        }
-        assert!(build.status().expect("run cargo").success(), "graylb does not build");
-    }
-    binary
-});
-
-/// Whether the binary is at least as new as every file that cargo made it from, by its dep-info.
-fn is_fresh(binary: &Path) -> bool {
-    let modified = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
-    let Some(built) = modified(binary) else { return false };
-    let Ok(sources) = fs::read_to_string(binary.with_extension("d")) else { return false };
-    let sources = sources.split_once(": ").unwrap_or_default().1;
-    // Blanks in paths are escaped; such a checkout is built once for each test executable.
-    sources.split_whitespace().all(|path| modified(Path::new(path)).is_some_and(|t| t <= built))
-}
 
 /// Everything that one agent needs, in one sandbox: namespace, config, pins, state file, log.
 #[derive(Debug)]
@@ -233,27 +206,6 @@ impl Installation {
         let target: SocketAddr = Self::API.parse().expect("an address");
         let connection = self.namespace.run(|| Connection::open(target));
         Api(connection.unwrap_or_else(|failure| panic!("API: {failure}")))
-    }
-}
-
-/// A connection to the API, for calls in quick succession.
-#[derive(Debug)]
-pub struct Api(Connection);
-
-impl Api {
-    /// Switches a service, and returns with the answer, which must be a good one.
-    ///
-    /// # Panics
-    ///
-    /// The switch is refused.
-    pub fn switch(&mut self, service: &str, pool: &str) {
-        let body = format!("{{\"pool\": {pool:?}}}");
-        let path = format!("/v1/services/{service}/switch");
-        let json = "Content-Type: application/json\r\n";
-        match self.0.request("POST", &path, json, &body) {
-            Ok((200, _)) => {}
-            other => panic!("switch of {service} to {pool}: {other:?}"),
-        }
     }
 }
 

@@ -1,7 +1,9 @@
 //! What graylb's packet and namespace tests are built from.
 
 pub mod agent;
+pub mod api;
 pub mod backend;
+mod binary;
 pub mod client;
 pub mod eventually;
 pub mod load;

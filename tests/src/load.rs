@@ -18,6 +18,9 @@ use crate::{
     namespace::Namespace,
 };
 
+/// Pause between two requests on a long connection, which leaves the machine to those who measure.
+const THINKING: Duration = Duration::from_millis(1);
+
 /// What came of a load.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -138,6 +141,7 @@ impl Load {
                     connection = None;
                 }
                 tally.count(&result, started.elapsed());
+                thread::sleep(THINKING);
             }
         })
     }

@@ -41,8 +41,10 @@ impl Family {
 /// A client, graylb, and two backends behind it, in four namespaces. Replies come back through graylb,
 /// since it is everybody's way to everybody else.
 ///
-///     client 10.1.0.2 ── gc  graylb  g1 ── 10.2.1.2 backend 1
-///            fd01::2                 g2 ── 10.2.2.2 backend 2
+/// ```text
+/// client 10.1.0.2 -- gc  graylb  g1 -- 10.2.1.2 backend 1
+///        fd01::2                 g2 -- 10.2.2.2 backend 2
+/// ```
 ///
 /// The virtual address is one of graylb's.
 #[derive(Debug)]

@@ -3,9 +3,11 @@
 
 use std::{fs, path::Path};
 
+use graylb_common::maps;
 use graylb_tests::{
     agent::{Installation, Ran},
     client,
+    eventually::{SOON, eventually},
     namespace::output,
     stage::Stage,
 };
@@ -44,24 +46,21 @@ fn stopping_keeps_traffic_and_unloading_removes_everything() {
     assert_eq!(stage.turns(4), ["81", "82", "81", "82"]);
     let objects = [("map", "maps"), ("prog", "programs"), ("link", "links")]
         .map(|(kind, directory)| (kind, pinned(installation, kind, directory)));
-    assert_eq!(objects.each_ref().map(|(_, numbers)| numbers.len()), [14, 3, 1]);
+    let (maps, programs) = (maps::ALL.len(), maps::PROGRAMS.len());
+    assert_eq!(objects.each_ref().map(|(_, numbers)| numbers.len()), [maps, programs, 1]);
 
     let unloaded = installation.cli(&unload);
     assert_eq!((unloaded.code, unloaded.stderr.as_str()), (0, ""));
     let lines: Vec<&str> = unloaded.stdout.lines().collect();
-    assert_eq!(lines.len(), 14 + 3 + 1 + 1, "{lines:?}");
+    assert_eq!(lines.len(), maps + programs + 1 + 1, "{lines:?}");
     assert_eq!(lines.first(), Some(&"detached tc_in:lo"));
     assert_eq!(lines.last(), Some(&format!("removed {pin_dir}").as_str()));
     assert!(!Path::new(pin_dir).exists());
     for (kind, numbers) in objects {
         for number in numbers {
-            graylb_tests::eventually::eventually(
-                "objects go",
-                std::time::Duration::from_secs(5),
-                || {
-                    if exists(kind, number) { Err((kind, number)) } else { Ok(()) }
-                },
-            );
+            eventually("objects go", SOON, || {
+                if exists(kind, number) { Err((kind, number)) } else { Ok(()) }
+            });
         }
     }
     let failure = stage.host.run(|| client::ask(Stage::endpoint())).expect_err("nobody answers");

@@ -1,10 +1,11 @@
 //! The agent is killed, stopped and started under load: traffic goes on as last told, nothing fails, and
 //! the next agent takes over in place.
 
-use std::{net::SocketAddr, path::Path, process::Command};
+use std::{net::SocketAddr, path::Path, process::Command, thread, time::Duration};
 
 use graylb_tests::{
     agent::{Agent, Installation},
+    api::Api,
     backend::HttpBackend,
     client::{self, Connection},
     load::Load,
@@ -138,4 +139,48 @@ fn killed_between_namespaces_on_tc() {
 #[test]
 fn killed_between_namespaces_on_native_xdp() {
     check_routed("xdp", "links/xdp:gc");
+}
+
+/// Three places to switch to, and who answers there.
+const TARGETS: [(&str, [&str; 2]); 3] = [
+    ("default_upstream", ["81", "82"]),
+    ("lua_upstream", ["83", "84"]),
+    ("127.0.0.1:18082,127.0.0.1:18083", ["82", "83"]),
+];
+
+/// Switches to one target after another until the agent is gone; the number of the last one answered.
+fn switch_until_it_ends(mut api: Api) -> usize {
+    let number = (0..).find(|number| api.try_switch("demo", TARGETS[number % 3].0).is_err());
+    number.expect("the agent is gone").checked_sub(1).expect("one switch at least")
+}
+
+/// Kills the agent at any moment of a switch. What was answered is kept, what was not is whole or not
+/// there at all.
+#[test]
+fn killed_in_the_middle_of_switches() {
+    let stage = Stage::new(None);
+    let installation = &stage.installation;
+    let mut agent = installation.start();
+    let short = Load::short(&stage.host, Stage::endpoint(), 2);
+    for round in 0..8_u64 {
+        let api = installation.api();
+        let switching = thread::spawn(move || switch_until_it_ends(api));
+        // By then some switches are done, and each time another part of the next one.
+        thread::sleep(Duration::from_micros(60_000 + 3_701 * round));
+        agent.kill();
+        let answered = switching.join().expect("the switches");
+        short.wait_rounds(50);
+        agent = installation.start();
+        let pool = agent.status()["services"][0]["pool"].clone();
+        let (last, next) = (TARGETS[answered % 3], TARGETS[(answered + 1) % 3]);
+        let in_force = [last, next].into_iter().find(|(name, _)| pool == *name);
+        let Some((_, backends)) = in_force else {
+            panic!("{pool} is in force after {} was answered", last.0)
+        };
+        let strangers = stage.turns(4).into_iter().find(|name| !backends.contains(&name.as_str()));
+        assert_eq!(strangers, None, "{pool} is in force");
+    }
+    let short = short.finish();
+    println!("8 times killed while switching: {short}");
+    short.assert_clean();
 }
