@@ -94,7 +94,7 @@ fn loopback_ipv6() {
     check_loopback(Family::V6);
 }
 
-/// Between hosts one tuple can be two connections only if graylb gives one of them another port.
+/// Between hosts a direct connection passes graylb's interfaces, and stays as it is.
 fn check_routed(family: Family) {
     let sandbox = Sandbox::new();
     let network = Routed::new(&sandbox);
