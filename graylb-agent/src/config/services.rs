@@ -59,8 +59,10 @@ pub(super) fn spec(
             spec.pools.insert(name, pool);
         }
     }
+    let all_pools: Vec<String> =
+        tables_quietly(top, "pools").into_iter().map(|((text, _), _)| text).collect();
     for ((text, span), section) in tables(top, "services", report) {
-        let service = service(&section, &span, report);
+        let service = service(&section, &span, &all_pools, report);
         if let Some(name) = name(&text, &span, report)
             && let Some((service, at)) = service
         {
@@ -71,9 +73,7 @@ pub(super) fn spec(
     if spec.services.is_empty() && top.value("services").is_none() {
         report.error(&(0..0), "no service: write a table such as [services.shop]");
     }
-    let all_pools: Vec<String> =
-        tables_quietly(top, "pools").into_iter().map(|((text, _), _)| text).collect();
-    check_services(&spec, &places, &all_pools, interfaces, report);
+    check_services(&spec, &places, interfaces, report);
     spec
 }
 
@@ -104,6 +104,7 @@ fn name(text: &str, span: &Span, report: &mut Report<'_>) -> Option<Name> {
 fn service(
     section: &Section<'_>,
     name: &Span,
+    all_pools: &[String],
     report: &mut Report<'_>,
 ) -> Option<(ServiceSpec, ServicePlaces)> {
     section.refuse_unknown(SERVICE_KEYS, report);
@@ -116,6 +117,7 @@ fn service(
     }
     let (pool, pool_span) = default_pool?;
     let default_pool = self::name(&pool, &pool_span, report)?;
+    check_pool_exists(&pool, &pool_span, all_pools, report);
     let places = ServicePlaces {
         name: name.clone(),
         default_pool: pool_span,
@@ -127,6 +129,20 @@ fn service(
         default_pool,
     };
     Some((service, places))
+}
+
+/// Whether there is a pool of this name. One that has a mistake of its own is reported there.
+fn check_pool_exists(pool: &str, span: &Span, all_pools: &[String], report: &mut Report<'_>) {
+    if all_pools.iter().any(|known| known == pool) {
+        return;
+    }
+    let hint = did_you_mean(pool, all_pools.iter().map(String::as_str));
+    let there = if all_pools.is_empty() {
+        "there are none".to_owned()
+    } else {
+        format!("there are {}", all_pools.join(", "))
+    };
+    report.error(span, format!("there is no pool {pool}: {there}{hint}"));
 }
 
 fn address(section: &Section<'_>, report: &mut Report<'_>) -> Option<SocketAddr> {
@@ -424,7 +440,6 @@ fn status_range(value: &Spanned<DeValue<'_>>) -> Option<(u16, u16)> {
 fn check_services(
     spec: &Spec,
     places: &Places,
-    all_pools: &[String],
     interfaces: &[InterfaceConfig],
     report: &mut Report<'_>,
 ) {
@@ -443,25 +458,8 @@ fn check_services(
                 report.error(span, format!("alias {alias:?} is of service {other} already"));
             }
         }
-        match spec.pools.get(&service.default_pool) {
-            Some(pool) => check_pool(name, service, pool, &at.default_pool, report),
-            // A pool that is there but has a mistake of its own is reported there.
-            None if all_pools.iter().any(|pool| pool == service.default_pool.as_str()) => {}
-            None => {
-                let hint = did_you_mean(
-                    service.default_pool.as_str(),
-                    all_pools.iter().map(String::as_str),
-                );
-                let there = if all_pools.is_empty() {
-                    "there are none".to_owned()
-                } else {
-                    format!("there are {}", all_pools.join(", "))
-                };
-                report.error(
-                    &at.default_pool,
-                    format!("there is no pool {}: {there}{hint}", service.default_pool),
-                );
-            }
+        if let Some(pool) = spec.pools.get(&service.default_pool) {
+            check_pool(name, service, pool, &at.default_pool, report);
         }
         let loopback = service.endpoint.address.ip().is_loopback();
         if loopback && !interfaces.iter().any(|interface| interface.name == "lo") {
