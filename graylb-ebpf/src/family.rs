@@ -7,6 +7,7 @@ use graylb_common::{
     backend::{FAMILY_V4, FAMILY_V6},
     csum,
     flow::{Flow, FlowKey, HalfOpen},
+    hash,
     service::ServiceKey,
     verdict::Verdict,
 };
@@ -64,7 +65,7 @@ pub struct Network<A> {
 /// An IP version.
 pub trait Family {
     /// An address, in network order.
-    type Address: Copy + PartialEq + 'static;
+    type Address: Copy + PartialEq + hash::Address + 'static;
     /// Whether this is IPv6.
     const IPV6: bool;
     /// Virtual endpoints.

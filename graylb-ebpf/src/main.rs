@@ -11,6 +11,7 @@
 #![feature(asm_experimental_arch)]
 
 mod access;
+mod balance;
 mod classify;
 mod count;
 mod emit;

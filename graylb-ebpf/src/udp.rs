@@ -33,7 +33,7 @@ pub fn classify<D: Direction, Fam: Family, F: Frame>(
         }
     }
     let service = classify::service::<D, Fam>(packet)?;
-    let choice = select::backend::<Fam>(service)?;
+    let choice = select::backend::<Fam>(packet, service)?;
     let draft = select::draft::<Fam, F>(frame, packet, service, &choice)?;
     let table = Fam::udp();
     let (forward, reply) = (&draft.forward.flow, &draft.reply.flow);

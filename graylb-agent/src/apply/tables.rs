@@ -14,16 +14,16 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
 };
 use graylb_common::{
-    backend::{Backend, BackendCounters, FAMILY_V4, FAMILY_V6, MODE_NAT},
+    backend::{Active, Backend, BackendCounters, FAMILY_V4, FAMILY_V6, MODE_NAT},
     maps,
-    service::{PROTOCOL_TCP, PROTOCOL_UDP, SELECT_TURNS, Service, ServiceKey, Slot, Turn},
+    service::{PROTOCOL_TCP, PROTOCOL_UDP, Service, ServiceKey, Slot, Turn},
     settings::Settings,
     verdict::VerdictCounters,
 };
 
 use super::{ApplyError, regions::Regions};
 use crate::{
-    compile::{BackendImage, Change, Image, ServiceImage},
+    compile::{BackendImage, Change, Image, Select, ServiceImage},
     model::spec::{Endpoint, Protocol},
 };
 
@@ -40,6 +40,7 @@ pub(super) struct Tables {
     turns: Array<MapData, Turn>,
     backends: Array<MapData, Backend>,
     backend_stats: PerCpuArray<MapData, BackendCounters>,
+    active: Array<MapData, Active>,
     verdicts: PerCpuArray<MapData, VerdictCounters>,
     settings: Array<MapData, Settings>,
     image: Image,
@@ -68,6 +69,7 @@ impl Tables {
             turns: take(ebpf, maps::TURNS)?,
             backends: take(ebpf, maps::BACKENDS)?,
             backend_stats: take(ebpf, maps::BACKEND_STATS)?,
+            active: take(ebpf, maps::ACTIVE)?,
             verdicts: take(ebpf, maps::VERDICTS)?,
             settings: take(ebpf, maps::SETTINGS)?,
             image: Image::new(),
@@ -136,7 +138,15 @@ impl Tables {
         if end.is_none_or(|end| end > maps::MAX_SLOTS) {
             return Err(format!("slots {} + {}", entry.slots_start, entry.slots_count));
         }
-        let mut image = ServiceImage { pool: entry.pool, backends: Vec::new(), slots: Vec::new() };
+        let select = Select::from_abi(entry.select, entry.prefix)
+            .ok_or_else(|| format!("select {} by prefix {}", entry.select, entry.prefix))?;
+        let mut image = ServiceImage {
+            pool: entry.pool,
+            select,
+            salt: entry.salt,
+            backends: Vec::new(),
+            slots: Vec::new(),
+        };
         let mut places = BTreeMap::new();
         let mut indices = BTreeMap::new();
         for place in entry.slots_start..entry.slots_start + entry.slots_count {
@@ -187,6 +197,7 @@ impl Tables {
         };
         // The generation before this one steps through the other counter.
         let turn = id * 2 + (generation % 2) as u32;
+        let (select, prefix) = image.select.to_abi();
         let entry = Service {
             generation,
             id,
@@ -194,10 +205,10 @@ impl Tables {
             slots_start: start,
             slots_count: count,
             turn,
-            select: SELECT_TURNS,
-            prefix: 0,
+            select,
+            prefix,
             reserved: 0,
-            salt: 0,
+            salt: image.salt,
             reserved2: 0,
         };
         let written = self
@@ -262,6 +273,7 @@ impl Tables {
         self.backend_stats
             .set(index, zeros, 0)
             .map_err(|error| write_error(maps::BACKEND_STATS, error))?;
+        set(&mut self.active, maps::ACTIVE, index, Active::default())?;
         set(&mut self.backends, maps::BACKENDS, index, entry)?;
         self.indices.insert(identity, index);
         Ok(index)

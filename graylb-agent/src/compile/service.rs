@@ -1,8 +1,9 @@
 //! Desired state → map image.
 
-use super::{BackendImage, Image, ServiceImage, pool_number, round_robin};
+use super::{BackendImage, Image, Select, ServiceImage, pool_number, salt, slots};
 use crate::model::{
-    spec::{BackendSpec, Name, ServiceSpec},
+    balance::Balance,
+    spec::{BackendSpec, Endpoint, Name, ServiceSpec},
     state::State,
 };
 
@@ -31,19 +32,26 @@ pub fn compile_service(
     if takers.is_empty() {
         return installed.get(&service.endpoint).cloned();
     }
-    Some(image(&in_force.choice.to_string(), &takers))
+    let pool = in_force.choice.to_string();
+    Some(image(&service.endpoint, &pool, in_force.pool.balance, &takers))
 }
 
-/// The image of a pool with these backends.
+/// The image of a service whose flows these backends of a pool share.
 #[must_use]
-pub(crate) fn image(pool: &str, backends: &[BackendSpec]) -> ServiceImage {
-    let weights: Vec<u16> = backends.iter().map(|backend| backend.weight).collect();
+pub fn image(
+    endpoint: &Endpoint,
+    pool: &str,
+    balance: Balance,
+    backends: &[BackendSpec],
+) -> ServiceImage {
     ServiceImage {
         pool: pool_number(pool),
+        select: Select::of(balance, endpoint.address.is_ipv4()),
+        salt: salt(endpoint),
         backends: backends
             .iter()
             .map(|backend| BackendImage { address: backend.address, weight: backend.weight })
             .collect(),
-        slots: round_robin(&weights),
+        slots: slots(balance, backends),
     }
 }

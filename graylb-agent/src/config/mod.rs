@@ -2,6 +2,7 @@
 //!
 //! Every mistake in a file is reported at once, with its place. Nothing is read but the file itself.
 
+mod balance;
 pub mod diagnostic;
 mod read;
 mod services;

@@ -9,7 +9,7 @@ use std::{
 use toml::{Spanned, de::DeValue};
 
 use super::{
-    InterfaceConfig,
+    InterfaceConfig, balance,
     diagnostic::{Report, Span, did_you_mean},
     read::{At, Section, integer, string},
 };
@@ -21,7 +21,8 @@ use crate::model::spec::{
 /// Options of `[services.NAME]`.
 pub(super) const SERVICE_KEYS: &[&str] = &["address", "protocol", "aliases", "default_pool"];
 /// Options of `[pools.NAME]`.
-pub(super) const POOL_KEYS: &[&str] = &["backends", "probe"];
+pub(super) const POOL_KEYS: &[&str] =
+    &["backends", "balance", "maglev_size", "sticky_prefix_v4", "sticky_prefix_v6", "probe"];
 /// Options of a backend written as a table.
 pub(super) const BACKEND_KEYS: &[&str] = &["address", "weight"];
 /// Options of `probe`.
@@ -170,6 +171,7 @@ fn aliases(section: &Section<'_>, report: &mut Report<'_>) -> Vec<At<String>> {
 
 fn pool(section: &Section<'_>, report: &mut Report<'_>) -> Option<PoolSpec> {
     section.refuse_unknown(POOL_KEYS, report);
+    let balance = balance::balance(section, report);
     let probe = section.section("probe", report).map(|probe| self::probe(&probe, report));
     if section.value("backends").is_none() {
         section.missing("backends", "[\"ADDRESS:PORT\", …]", report);
@@ -184,9 +186,10 @@ fn pool(section: &Section<'_>, report: &mut Report<'_>) -> Option<PoolSpec> {
         return None;
     }
     let span = section.value("backends").map_or(section.span(), Spanned::span);
-    PoolSpec::new(backends, probe)
+    let pool = PoolSpec::new(backends, probe)
         .map_err(|error| report.error(&span, format!("{}: {error}", section.name("backends"))))
-        .ok()
+        .ok()?;
+    balance::apply(pool, balance, section, report)
 }
 
 fn backend(

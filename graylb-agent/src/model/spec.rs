@@ -14,6 +14,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::balance::Balance;
+
 /// Longest name of a service or pool, in bytes.
 pub const MAX_NAME_LEN: usize = 63;
 /// Highest weight of a backend.
@@ -166,10 +168,13 @@ pub struct PoolSpec {
     pub backends: Vec<BackendSpec>,
     /// How its backends are probed; `None`: they are taken to be well.
     pub probe: Option<ProbeSpec>,
+    /// How its backends share its new flows; if by a Maglev table, it is large enough for them.
+    pub balance: Balance,
 }
 
 impl PoolSpec {
-    /// Checks what [`PoolSpec`]'s fields promise, and the limits on backends and slots.
+    /// Checks what [`PoolSpec`]'s fields promise, and the limits on backends and slots. The backends take
+    /// turns; see [`PoolSpec::balanced`].
     pub fn new(backends: Vec<BackendSpec>, probe: Option<ProbeSpec>) -> Result<Self, SpecError> {
         if backends.is_empty() || backends.len() > MAX_POOL_BACKENDS {
             return Err(SpecError(format!(
@@ -199,13 +204,36 @@ impl PoolSpec {
         if divisor == 0 {
             return Err(SpecError("every backend has weight 0: at least one must be above".into()));
         }
-        let slots = backends.iter().map(|b| u32::from(b.weight)).sum::<u32>() / divisor;
+        let pool = Self { backends, probe, balance: Balance::RoundRobin };
+        let slots = pool.slots();
         if slots > MAX_POOL_SLOTS {
             return Err(SpecError(format!(
                 "the weights need {slots} slots (their sum over their greatest common divisor), at most {MAX_POOL_SLOTS} are allowed: use rounder weights"
             )));
         }
-        Ok(Self { backends, probe })
+        Ok(pool)
+    }
+
+    /// With its flows shared like this.
+    ///
+    /// # Errors
+    ///
+    /// The Maglev table is too small for the pool's backends.
+    pub fn balanced(self, balance: Balance) -> Result<Self, SpecError> {
+        if let Some(size) = balance.table() {
+            size.check_backends(self.backends.len())?;
+        }
+        Ok(Self { balance, ..self })
+    }
+
+    /// Slots that the pool needs in the kernel's table when all its backends take flows.
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        if let Some(size) = self.balance.table() {
+            return size.slots();
+        }
+        let weights = || self.backends.iter().map(|backend| u32::from(backend.weight));
+        weights().sum::<u32>() / weights().fold(0, gcd).max(1)
     }
 
     /// Whether the backends are IPv4.
