@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya::{
@@ -22,7 +22,7 @@ use graylb_agent::{
         spec::{BackendSpec, Endpoint, Protocol},
     },
 };
-use graylb_common::{abi::ABI_VERSION, backend::Active, hash, maps};
+use graylb_common::{abi::ABI_VERSION, backend::Active, hash, maps, service::Slot};
 use graylb_tests::sandbox::Sandbox;
 
 const MAGLEV: Balance = Balance::Maglev { size: TableSize::DEFAULT };
@@ -118,11 +118,16 @@ impl Lab {
         client(self.endpoint.address.is_ipv4(), number)
     }
 
+    /// A map, by its pin.
+    fn map<V: aya::Pod>(&self, name: &str) -> Array<MapData, V> {
+        let path = pins(&self.sandbox).join("maps").join(name);
+        let map = MapData::from_pin(path).and_then(Map::from_map_data).expect("open the map's pin");
+        map.try_into().expect("an array")
+    }
+
     /// Says how many flows each backend has. Indices are given out from 0 on, in the order of the image.
     fn set_active(&self, flows: &[u64]) {
-        let path = pins(&self.sandbox).join("maps").join(maps::ACTIVE);
-        let map = MapData::from_pin(path).and_then(Map::from_map_data).expect("open the map's pin");
-        let mut active: Array<MapData, Active> = map.try_into().expect("an array");
+        let mut active: Array<MapData, Active> = self.map(maps::ACTIVE);
         for (index, &flows) in flows.iter().enumerate() {
             active.set(index as u32, Active { flows }, 0).expect("set");
         }
@@ -273,10 +278,12 @@ fn least_connections_evens_out() {
     for ipv4 in [true, false] {
         let lab = Lab::new(ipv4, Balance::LeastConnections, &[1, 1, 1, 1]);
         let shares = lab.shares(2000);
+        println!("2000 flows to four equal backends: {shares:?}");
         assert!(shares.iter().all(|share| (485..=515).contains(share)), "{shares:?}");
 
         let lab = Lab::new(ipv4, Balance::LeastConnections, &[3, 1]);
         let shares = lab.shares(2000);
+        println!("2000 flows to weights 3 and 1: {shares:?}");
         assert!((1480..=1520).contains(&shares[0]), "3 to 1: {shares:?}");
     }
 }
@@ -296,6 +303,71 @@ fn least_connections_avoids_the_busy() {
 
     let lab = Lab::new(false, Balance::LeastConnections, &[7]);
     assert_eq!(lab.shares(50), [50], "one alone is chosen");
+}
+
+/// Prints docs/balancing.md's times: run with `-- --ignored --nocapture --test-threads 1`.
+#[test]
+#[ignore = "measures, and asserts nothing"]
+fn measure_puts() {
+    const ROUNDS: usize = 15;
+    for slots in [4099, 16_381, 65_521] {
+        let size = TableSize::new(slots).expect("a prime");
+        let balance = Balance::Maglev { size };
+        let mut lab = Lab::new(true, balance, &[1; 10]);
+        let [mut filled, mut put, mut each] = [vec![], vec![], vec![]];
+        for round in 0..ROUNDS {
+            let start = Instant::now();
+            let image =
+                image(&lab.endpoint, "pool", balance, &backends(true, &[1; 10][round % 2..]));
+            filled.push(start.elapsed());
+            let start = Instant::now();
+            lab.plane.apply(&Change::Put(lab.endpoint, image)).expect("put");
+            put.push(start.elapsed());
+            let mut map: Array<MapData, Slot> = lab.map(maps::SLOTS);
+            let start = Instant::now();
+            for place in maps::MAX_SLOTS - slots..maps::MAX_SLOTS {
+                map.set(place, Slot { backend: 0 }, 0).expect("set");
+            }
+            each.push(start.elapsed());
+            // What was replaced rests for a second before its place is free again.
+            if slots > 16_000 {
+                std::thread::sleep(Duration::from_millis(1100));
+            }
+        }
+        let [filled, put, each] = [filled, put, each].map(median);
+        println!(
+            "{slots} slots: filled in {filled:.1?}, put in {put:.1?}; one by one {each:.1?} more"
+        );
+    }
+}
+
+/// Prints docs/balancing.md's cost of a new flow, in the kernel's own nanoseconds of single runs.
+#[test]
+#[ignore = "measures, and asserts nothing"]
+fn measure_new_flows() {
+    let size = TableSize::DEFAULT;
+    let sticky = Balance::Sticky { size, prefixes: Prefixes { v4: 24, v6: 64 } };
+    let balances = [Balance::RoundRobin, MAGLEV, sticky, Balance::LeastConnections];
+    for ipv4 in [true, false] {
+        let labs = balances.map(|balance| Lab::new(ipv4, balance, &[1; 10]));
+        let mut times = [const { Vec::new() }; 4];
+        for number in 0..5000 {
+            for (lab, times) in labs.iter().zip(&mut times) {
+                let packet = syn(lab.client(number), lab.endpoint.address);
+                let options =
+                    TestRunOptions { data_in: Some(&packet), ..TestRunOptions::default() };
+                times.push(lab.tc.test_run(options).expect("run the program").duration);
+            }
+        }
+        for (balance, times) in balances.iter().zip(times) {
+            println!("ipv4 {ipv4}, {balance}: {:?} for a new flow", median(times));
+        }
+    }
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
 }
 
 /// A half-open flow answers a SYN that is sent again, whatever was put in force meanwhile.
@@ -319,13 +391,8 @@ fn a_syn_sent_again_goes_to_the_same_backend() {
 fn a_restart_finds_the_selection_again() {
     let prefixes = Prefixes { v4: 24, v6: 64 };
     let sticky = Balance::Sticky { size: TableSize::DEFAULT, prefixes };
-    for (ipv4, balance) in [
-        (true, Balance::RoundRobin),
-        (true, MAGLEV),
-        (true, sticky),
-        (false, sticky),
-        (false, Balance::LeastConnections),
-    ] {
+    let cases = [(true, MAGLEV), (false, sticky), (false, Balance::LeastConnections)];
+    for (ipv4, balance) in cases {
         let Lab { plane, endpoint, image, sandbox, .. } = Lab::new(ipv4, balance, &[1, 2, 3]);
         drop(plane);
         let plane = open(&sandbox);

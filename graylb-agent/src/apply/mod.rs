@@ -8,6 +8,7 @@ mod device;
 mod error;
 mod pins;
 mod regions;
+mod slot_table;
 mod tables;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};

@@ -21,7 +21,7 @@ use graylb_common::{
     verdict::VerdictCounters,
 };
 
-use super::{ApplyError, regions::Regions};
+use super::{ApplyError, regions::Regions, slot_table};
 use crate::{
     compile::{BackendImage, Change, Image, Select, ServiceImage},
     model::spec::{Endpoint, Protocol},
@@ -304,13 +304,11 @@ impl Tables {
         indices: &[u32],
         slots: &[u32],
     ) -> Result<(), ApplyError> {
-        for (place, &slot) in (start..).zip(slots) {
-            let backend = *indices.get(slot as usize).ok_or_else(|| {
-                ApplyError::text(format!("slot {slot} of {} backends", indices.len()))
-            })?;
-            set(&mut self.slots, maps::SLOTS, place, Slot { backend })?;
-        }
-        Ok(())
+        let led = slots.iter().map(|&slot| match indices.get(slot as usize) {
+            Some(&backend) => Ok(Slot { backend }),
+            None => Err(ApplyError::text(format!("slot {slot} of {} backends", indices.len()))),
+        });
+        slot_table::write(&mut self.slots, start, &led.collect::<Result<Vec<_>, _>>()?)
     }
 
     fn write_service(&mut self, endpoint: &Endpoint, entry: Service) -> Result<(), ApplyError> {

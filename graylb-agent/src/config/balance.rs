@@ -2,13 +2,15 @@
 
 use std::ops::RangeInclusive;
 
+use graylb_common::maps::MAX_SLOTS;
+
 use super::{
     diagnostic::{Report, Span, did_you_mean},
     read::Section,
 };
 use crate::model::{
     balance::{Balance, Prefixes, TableSize},
-    spec::PoolSpec,
+    spec::{PoolSpec, Spec},
 };
 
 /// Reads them. A mistake is noted, and the default taken in its place.
@@ -47,6 +49,18 @@ pub(super) fn apply(
             report.error(&span(section, key), format!("{}: {error}", section.name(key)))
         })
         .ok()
+}
+
+/// Checks that the services' slots, all in one table of the kernel, fit with their default pools in force.
+pub(super) fn check_slots(spec: &Spec, report: &mut Report<'_>) {
+    let pools = spec.services.values().filter_map(|service| spec.pools.get(&service.default_pool));
+    let slots: u64 = pools.map(|pool| u64::from(pool.slots())).sum();
+    if slots > u64::from(MAX_SLOTS) {
+        report.error(
+            &(0..0),
+            format!("the services need {slots} slots together, {MAX_SLOTS} fit: use smaller maglev_size or rounder weights"),
+        );
+    }
 }
 
 /// The name of the balance, one of [`Balance::NAMES`]; `None` after a mistake.

@@ -75,6 +75,7 @@ pub(super) fn spec(
     let all_pools: Vec<String> =
         tables_quietly(top, "pools").into_iter().map(|((text, _), _)| text).collect();
     check_services(&spec, &places, &all_pools, interfaces, report);
+    balance::check_slots(&spec, report);
     spec
 }
 
