@@ -55,3 +55,50 @@ pub fn image(
         slots: slots(balance, backends),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        compile::diff,
+        model::{
+            balance::{Prefixes, TableSize},
+            spec::Protocol,
+        },
+    };
+
+    /// Another way to choose is a change, though backends and weights stay; the same way is none.
+    #[test]
+    fn a_changed_balance_is_a_change() {
+        let endpoint = Endpoint {
+            address: "192.0.2.10:80".parse().expect("address"),
+            protocol: Protocol::Tcp,
+        };
+        let backend =
+            |text: &str| BackendSpec { address: text.parse().expect("address"), weight: 2 };
+        let backends = [backend("198.51.100.1:80"), backend("198.51.100.2:80")];
+        let size = TableSize::DEFAULT;
+        let sticky = |v4, v6| Balance::Sticky { size, prefixes: Prefixes { v4, v6 } };
+        let image_of = |balance, backends: &[BackendSpec]| {
+            Image::from([(endpoint, image(&endpoint, "pool", balance, backends))])
+        };
+        let balances = [
+            Balance::RoundRobin,
+            Balance::LeastConnections,
+            Balance::Maglev { size },
+            sticky(32, 128),
+            sticky(24, 128),
+        ];
+        for (place, &balance) in balances.iter().enumerate() {
+            let installed = image_of(balance, &backends);
+            for (other, &wanted) in balances.iter().enumerate() {
+                let changes = diff(&installed, &image_of(wanted, &backends)).len();
+                assert_eq!(changes, usize::from(place != other), "{balance:?} to {wanted:?}");
+            }
+        }
+        let [a, b] = backends;
+        let listed_otherwise = image_of(sticky(24, 128), &[b, a]);
+        assert_eq!(diff(&image_of(sticky(24, 128), &[a, b]), &listed_otherwise), []);
+        assert_eq!(diff(&image_of(sticky(24, 64), &[a, b]), &listed_otherwise), [], "IPv4 here");
+    }
+}
