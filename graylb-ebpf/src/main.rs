@@ -12,6 +12,7 @@
 
 mod access;
 mod answer;
+mod balance;
 mod classify;
 mod count;
 mod emit;

@@ -8,6 +8,7 @@ mod device;
 mod error;
 mod pins;
 mod regions;
+mod slot_table;
 mod sources;
 mod tables;
 

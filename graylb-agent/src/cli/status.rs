@@ -51,8 +51,8 @@ fn write_service(text: &mut String, service: &ServiceReport) -> fmt::Result {
     };
     writeln!(
         text,
-        "\n{}  {}/{}  -> {} ({origin}), {generation}",
-        service.name, service.address, service.protocol, service.pool
+        "\n{}  {}/{}  -> {} ({origin}), {}, {generation}",
+        service.name, service.address, service.protocol, service.pool, service.balance
     )?;
     if service.last_good_kept {
         writeln!(text, "  NOBODY IS UP: the last backends that were good stay in force")?;

@@ -2,7 +2,9 @@
 //!
 //! Every mistake in a file is reported at once, with its place. Nothing is read but the file itself.
 
+mod balance;
 pub mod diagnostic;
+mod mode;
 mod read;
 mod services;
 mod settings;

@@ -177,7 +177,8 @@ impl Daemon {
             && let Some(in_force) = self.state.in_force(name)
             && in_force.takers(&self.state).next().is_none()
         {
-            wanted = Some(image(&choice.to_string(), &in_force.pool.mode, &in_force.pool.backends));
+            let pool = &in_force.pool;
+            wanted = Some(image(&service.endpoint, &choice.to_string(), pool, &pool.backends));
         }
         let Some(wanted) = wanted else { return Ok(0) };
         let unchanged =
@@ -375,6 +376,7 @@ impl Daemon {
             protocol: service.endpoint.protocol,
             aliases: service.aliases.clone(),
             default_pool: service.default_pool.to_string(),
+            balance: in_force.pool.balance.to_string(),
             backends: backends.collect(),
             overridden: in_force.overridden,
             problem: in_force.problem.clone(),
