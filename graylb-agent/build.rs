@@ -1,7 +1,7 @@
 //! Builds the eBPF object, which the agent carries inside it.
 //!
-//! Which toolchain: `GRAYLB_BPF_TOOLCHAIN` if set; else nightly if it has rust-src; else `graylb-bpf`,
-//! which `cargo xtask setup` links to the packaged compiler.
+//! Which toolchain: `GRAYLB_BPF_TOOLCHAIN` if set; else `graylb-bpf`, the name that `cargo xtask setup`
+//! gives to the one it chose; else nightly if it has rust-src.
 
 use std::{env, path::Path, process::Command};
 
@@ -26,13 +26,13 @@ fn toolchain() -> anyhow::Result<String> {
     if let Ok(name) = env::var("GRAYLB_BPF_TOOLCHAIN") {
         return Ok(name);
     }
+    if sysroot("graylb-bpf").is_some() {
+        return Ok("graylb-bpf".into());
+    }
     if sysroot("nightly").is_some_and(|root| {
         Path::new(&root).join("lib/rustlib/src/rust/library/core/Cargo.toml").exists()
     }) {
         return Ok("nightly".into());
-    }
-    if sysroot("graylb-bpf").is_some() {
-        return Ok("graylb-bpf".into());
     }
     bail!("no toolchain for the BPF target: run `cargo xtask setup` once")
 }
