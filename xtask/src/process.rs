@@ -96,9 +96,13 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
     env::split_paths(&path()).map(|directory| directory.join(program)).find(|file| file.is_file())
 }
 
-/// What a short program prints, if it succeeds.
+/// What a short program prints, if it succeeds. Ctrl-C takes effect once it has ended.
 pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
-    let output = command.output().with_context(|| format!("cannot run {}", line(command)))?;
+    interrupt::check()?;
+    // Ctrl-C would make a failure of it, and a failure may mean something to the caller.
+    let output = command.process_group(0).output();
+    let output = output.with_context(|| format!("cannot run {}", line(command)))?;
+    interrupt::check()?;
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);

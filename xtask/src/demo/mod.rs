@@ -73,6 +73,10 @@ fn prepare_and_play(arguments: &DemoArguments, janitor: &Janitor) -> anyhow::Res
     let graylb = build::development()?;
     preflight::nothing_in_the_way(arguments.port)?;
     let mut stage = Stage::new(graylb, arguments.port, janitor)?;
+    println!(
+        "\nFour small HTTP servers listen on 127.0.0.1:18081 to 18084, and graylb runs with {}.",
+        stage.config_file().display()
+    );
     let played = stage.start().and_then(|()| script::play(&mut stage));
     if let Err(error) = played {
         if !error.is::<Interrupted>() {
@@ -82,7 +86,7 @@ fn prepare_and_play(arguments: &DemoArguments, janitor: &Janitor) -> anyhow::Res
     }
     if arguments.keep {
         script::invite(&stage);
-        stage.until_interrupted()?;
+        stage.until_interrupted();
     }
     Ok(())
 }

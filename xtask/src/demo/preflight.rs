@@ -19,37 +19,34 @@ pub(super) fn root() -> anyhow::Result<()> {
 pub(super) fn nothing_in_the_way(api_port: u16) -> anyhow::Result<()> {
     if Path::new(PIN_DIR).exists() {
         bail!(
-            "{PIN_DIR} is there: a graylb of your own is at work (`graylb status` shows it), or was stopped and left its programs at work. The demo leaves it alone and does not start. To remove it: stop the agent, then `graylb unload`"
+            "{PIN_DIR} is there: a graylb of your own (or another demo) is at work, or was stopped and left its programs at work; `graylb status` tells. The demo leaves it alone and does not start. To remove it: stop the agent, then `graylb unload`"
         );
     }
     if api_port == SERVICE_PORT || BACKEND_PORTS.contains(&api_port) {
         bail!("the demo uses port {api_port} itself: give --port another one");
     }
     let ports = [SERVICE_PORT, api_port].into_iter().chain(BACKEND_PORTS);
-    let taken: Vec<String> = ports
+    let taken: Vec<(u16, String)> = ports
         .filter_map(|port| {
             let error = TcpListener::bind(("127.0.0.1", port)).err()?;
-            Some(format!("127.0.0.1:{port} is not free ({error}{})", holder(port)))
+            let holder = holder(port).unwrap_or_else(|| error.to_string());
+            Some((port, format!("127.0.0.1:{port} is taken ({holder})")))
         })
         .collect();
     if !taken.is_empty() {
-        let remedy = if taken.iter().any(|line| line.contains(&format!(":{api_port} "))) {
-            ", or give --port another one for the API"
-        } else {
-            ""
-        };
-        bail!("{}: the demo needs it; stop what listens there{remedy}", taken.join("; "));
+        let of_the_api = taken.iter().any(|(port, _)| *port == api_port);
+        let remedy = if of_the_api { ", or give --port another one for the API" } else { "" };
+        let lines: Vec<String> = taken.into_iter().map(|(_, line)| line).collect();
+        bail!("the demo needs a port that is in use: {}. Stop that{remedy}", lines.join(", "));
     }
     Ok(())
 }
 
-/// Who has a port, as ss says it.
-fn holder(port: u16) -> String {
+/// Who has a port, as ss says it: `users:(("nginx",pid=12,fd=5))`.
+fn holder(port: u16) -> Option<String> {
     let mut ss = process::command("ss");
-    ss.args(["-Hltnp", &format!("sport = :{port}")]);
-    let text = process::output(&mut ss).unwrap_or_default();
-    match text.split_once("users:") {
-        Some((_, users)) => format!(": {}", users.lines().next().unwrap_or("").trim()),
-        None => String::new(),
-    }
+    let text = process::output(ss.args(["-Hltnp", &format!("sport = :{port}")])).ok()?;
+    let (program, rest) = text.split_once("users:((\"")?.1.split_once('"')?;
+    let pid: String = rest.split_once("pid=")?.1.chars().take_while(char::is_ascii_digit).collect();
+    Some(format!("by {program}, pid {pid}"))
 }

@@ -71,7 +71,7 @@ pub(super) fn invite(stage: &Stage<'_>) {
         stage.graylb("switch demo default_upstream"),
         stage.graylb("status"),
         format!("bpftool map dump pinned {PIN_DIR}/abi-{ABI_VERSION}/maps/{}", maps::SERVICES_V4),
-        "bpftool net show dev lo".to_owned(),
+        format!("ls {PIN_DIR}/abi-{ABI_VERSION}/*"),
         format!("cat {}", stage.config_file().display()),
     ] {
         println!("$ {line}");
