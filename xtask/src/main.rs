@@ -6,6 +6,8 @@ mod demo;
 mod interrupt;
 mod process;
 mod setup;
+mod test;
+mod tidy;
 
 use std::process::ExitCode;
 
@@ -31,6 +33,14 @@ enum Chore {
     Build,
     /// Set up, build, and show a switch on this host with curl (as root)
     Demo(DemoArguments),
+    /// Set up, and run every check and test (as root)
+    Test,
+    /// Look the tracked files over for what neither compiler nor clippy sees
+    Tidy {
+        /// Write the generated parts of the docs anew
+        #[arg(long)]
+        fix: bool,
+    },
     /// One HTTP backend of the demo
     #[command(hide = true)]
     DemoBackend {
@@ -54,6 +64,9 @@ fn main() -> ExitCode {
             Chore::Setup => setup::run(Purpose::Test),
             Chore::Build => build::release(),
             Chore::Demo(arguments) => demo::run(&arguments),
+            Chore::Test => test::run(),
+            Chore::Tidy { fix: false } => tidy::check(),
+            Chore::Tidy { fix: true } => tidy::fix(),
             Chore::DemoBackend { .. } | Chore::DemoJanitor { .. } => Ok(()),
         }),
     };

@@ -7,11 +7,11 @@ use std::{
     collections::VecDeque,
     env,
     ffi::{OsStr, OsString},
-    io::{BufRead as _, BufReader, Read},
+    io::{self, BufRead as _, BufReader, Read},
     os::unix::process::CommandExt as _,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -26,7 +26,9 @@ const LOOK: Duration = Duration::from_millis(20);
 /// From one sign of life to the next.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Lines of a failed program's output that are shown.
-const TAIL: usize = 40;
+const TAIL: usize = 100;
+/// After a program's end, its output is there by then.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// In the environment of what is to end with the demo, however that ends.
 pub(crate) const TOKEN: &str = "GRAYLB_DEMO";
 
@@ -214,4 +216,29 @@ fn keep_tail(stream: impl Read, tail: &Mutex<VecDeque<String>>) {
             tail.pop_front();
         }
     }
+}
+
+/// Runs a program, passes its output on line by line, and returns it, too.
+pub(crate) fn teed(mut command: Command) -> anyhow::Result<(ExitStatus, Vec<String>)> {
+    let (reader, writer) = io::pipe()?;
+    let mut child = spawn(command.stdout(writer.try_clone()?).stderr(writer))?;
+    // It holds the writing ends, and the pipe is to end with the child.
+    drop(command);
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(reader).split(b'\n').map_while(Result::ok) {
+            let text = String::from_utf8_lossy(&line).into_owned();
+            println!("{text}");
+            if sender.send(text).is_err() {
+                return;
+            }
+        }
+    });
+    let status = wait(&mut child, Stop::All, || {})?;
+    let mut lines = Vec::new();
+    // What the program has started and left behind may hold the pipe open.
+    while let Ok(line) = receiver.recv_timeout(LAST_WORDS) {
+        lines.push(line);
+    }
+    Ok((status, lines))
 }

@@ -11,10 +11,10 @@ use std::path::Path;
 
 use anyhow::bail;
 
-use self::apt::Apt;
+use self::{apt::Apt, toolchain::Kind};
 use crate::process;
 
-pub(crate) use self::toolchain::{BPF_TOOLCHAIN, Kind, sysroot};
+pub(crate) use self::toolchain::{BPF_TOOLCHAIN, needs_build_std, sysroot};
 
 /// What is about to be done; each includes the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -20,7 +20,7 @@ const OLDEST: &str = env!("CARGO_PKG_RUST_VERSION");
 
 /// Where the BPF target's core comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(super) enum Kind {
     /// Built from rust-src by a nightly.
     Nightly,
     /// Prebuilt, in the system's packages.
@@ -104,6 +104,11 @@ pub(crate) fn sysroot(toolchain: &str) -> Option<String> {
     let mut rustup = process::command("rustup");
     rustup.args(["run", toolchain, "rustc", "--print", "sysroot"]);
     process::output(&mut rustup).ok().map(|root| root.trim().to_owned())
+}
+
+/// Whether the compiler under a sysroot builds core for BPF itself.
+pub(crate) fn needs_build_std(sysroot: &str) -> bool {
+    Compiler::at(sysroot).is_some_and(|compiler| compiler.kind == Kind::Nightly)
 }
 
 fn nightlies() -> anyhow::Result<Vec<String>> {
