@@ -3,7 +3,7 @@
 use super::{Finding, Source, words::find_word};
 
 /// The eBPF programs' only files with unsafe code: packet access and map access.
-const EBPF_UNSAFE: [&str; 2] = ["graylb-ebpf/src/access.rs", "graylb-ebpf/src/maps.rs"];
+pub(super) const EBPF_UNSAFE: [&str; 2] = ["graylb-ebpf/src/access.rs", "graylb-ebpf/src/maps.rs"];
 /// Lines above an unsafe block that are searched for its reason.
 const REACH: usize = 12;
 
