@@ -27,6 +27,11 @@ pub(crate) fn release() -> anyhow::Result<()> {
 pub(crate) fn development() -> anyhow::Result<PathBuf> {
     println!("Building graylb");
     with_progress(&mut process::cargo(["build", "--package", "graylb-agent"]))?;
+    development_program()
+}
+
+/// Where a build in the development profile puts the program.
+pub(crate) fn development_program() -> anyhow::Result<PathBuf> {
     Ok(target_directory()?.join("debug/graylb"))
 }
 

@@ -210,8 +210,13 @@ pub(crate) fn wait(
 
 fn keep_tail(stream: impl Read, tail: &Mutex<VecDeque<String>>) {
     for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line).into_owned();
         let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
-        tail.push_back(String::from_utf8_lossy(&line).into_owned());
+        // Of cargo's progress only the latest is worth a line.
+        if tail.back().is_some_and(|last| is_progress(last)) {
+            tail.pop_back();
+        }
+        tail.push_back(line);
         if tail.len() > TAIL {
             tail.pop_front();
         }
@@ -241,4 +246,9 @@ pub(crate) fn teed(mut command: Command) -> anyhow::Result<(ExitStatus, Vec<Stri
         lines.push(line);
     }
     Ok((status, lines))
+}
+
+fn is_progress(line: &str) -> bool {
+    let line = line.trim_start();
+    ["Compiling ", "Checking ", "Downloaded "].iter().any(|start| line.starts_with(start))
 }

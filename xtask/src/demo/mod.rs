@@ -9,6 +9,8 @@ mod preflight;
 mod script;
 mod stage;
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 use self::{janitor::Janitor, stage::Stage};
@@ -37,6 +39,9 @@ pub(crate) struct DemoArguments {
     /// The API's port on 127.0.0.1
     #[arg(long, default_value_t = DEFAULT_API_PORT)]
     port: u16,
+    /// Run this graylb instead of building one
+    #[arg(long, hide = true)]
+    graylb: Option<PathBuf>,
 }
 
 /// Shows it.
@@ -70,7 +75,10 @@ fn prepare_and_play(arguments: &DemoArguments, janitor: &Janitor) -> anyhow::Res
     // Before a long set-up, and again after it.
     preflight::nothing_in_the_way(arguments.port)?;
     setup::run(Purpose::Demo)?;
-    let graylb = build::development()?;
+    let graylb = match &arguments.graylb {
+        Some(program) => program.clone(),
+        None => build::development()?,
+    };
     preflight::nothing_in_the_way(arguments.port)?;
     let mut stage = Stage::new(graylb, arguments.port, janitor)?;
     println!(

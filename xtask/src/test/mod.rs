@@ -13,13 +13,13 @@ mod sweep;
 
 use std::{
     env,
-    process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
 
 use crate::{
+    build,
     interrupt::Interrupted,
     process::{self, Stop},
     setup::{self, BPF_TOOLCHAIN, Purpose},
@@ -31,6 +31,9 @@ const DEMO_ANSWERS: [&str; 24] = [
     "81", "82", "81", "82", "83", "84", "83", "84", "83", "83", "83", "83", "81", "82", "81", "82",
     "81", "81", "81", "81", "81", "82", "81", "82",
 ];
+
+/// Everything but the eBPF programs, which the agent's build script builds.
+const HOST_CRATES: [&str; 3] = ["--workspace", "--exclude", "graylb-ebpf"];
 
 /// A stage's name, what it does, and what of its output belongs into the summary.
 type Stage = (&'static str, fn(&mut Vec<String>) -> anyhow::Result<()>);
@@ -106,9 +109,10 @@ fn summarize(closing: &[String], outcomes: &[Outcome]) -> anyhow::Result<()> {
 
 /// Lints of everything that runs on the host.
 fn clippy() -> anyhow::Result<()> {
-    let mut clippy =
-        process::cargo(["clippy", "--workspace", "--exclude", "graylb-ebpf", "--all-targets"]);
-    process::quietly(clippy.args(["--", "--deny", "warnings"]), Stop::All)
+    let mut clippy = process::cargo(["clippy"].into_iter().chain(HOST_CRATES));
+    // Clippy runs the agent's build script anew, and has no use for the eBPF object.
+    clippy.env("AYA_BUILD_SKIP", "1");
+    process::quietly(clippy.args(["--all-targets", "--", "--deny", "warnings"]), Stop::All)
 }
 
 /// Lints of the eBPF programs, with the compiler that builds them; the agent's build script only shows its
@@ -129,15 +133,13 @@ fn clippy_ebpf() -> anyhow::Result<()> {
 
 /// Unit, doc, packet and namespace tests, and which of them did not run.
 fn tests(closing: &mut Vec<String>) -> anyhow::Result<()> {
-    let cargo_test = |arguments: &[&str]| {
-        let mut test = process::cargo(["test", "--workspace", "--exclude", "graylb-ebpf"]);
-        test.args(arguments);
-        test
-    };
     println!("Building the tests");
-    process::quietly(&mut cargo_test(&["--no-run"]), Stop::All)?;
+    // Not `cargo test --no-run`, which would leave out the program that the namespace tests and the demo run.
+    let mut build = process::cargo(["build"].into_iter().chain(HOST_CRATES));
+    process::quietly(build.arg("--all-targets"), Stop::All)?;
     let log = skips::Log::new()?;
-    let mut run = cargo_test(&["--no-fail-fast"]);
+    let mut run = process::cargo(["test"].into_iter().chain(HOST_CRATES));
+    run.arg("--no-fail-fast");
     log.pass_to(&mut run);
     let (status, lines) = process::teed(run)?;
     closing.extend(lines.iter().filter(|line| is_result(line)).cloned());
@@ -158,9 +160,11 @@ fn is_result(line: &str) -> bool {
         || line.starts_with("test ") && line.ends_with("... FAILED")
 }
 
-/// The demo, from its command on, and who answered.
+/// The demo, from its command on, and who answered. It runs the program that the tests ran: as a package of
+/// its own the agent would be built once more, with other features of its dependencies.
 fn demo() -> anyhow::Result<()> {
-    let demo: Command = process::cargo(["run", "--quiet", "--package", "xtask", "--", "demo"]);
+    let mut demo = process::cargo(["run", "--quiet", "--package", "xtask", "--", "demo"]);
+    demo.arg("--graylb").arg(build::development_program()?);
     let (status, lines) = process::teed(demo)?;
     if !status.success() {
         bail!("the demo ended with {status}");
