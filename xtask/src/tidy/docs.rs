@@ -41,6 +41,7 @@ pub(super) fn verdicts_page() -> String {
         let kind = match info.kind {
             VerdictKind::Forwarded => "forwarded",
             VerdictKind::Passed => "passed on unchanged",
+            VerdictKind::Answered => "answered in its place",
             VerdictKind::Dropped => "dropped",
         };
         // Writing to a String does not fail.
