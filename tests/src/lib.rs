@@ -10,6 +10,7 @@ pub mod load;
 pub mod namespace;
 pub mod packet;
 pub mod sandbox;
+pub mod skip;
 pub mod stage;
 pub mod topology;
 pub mod transfer;

@@ -1,3 +1,5 @@
+//! Configs that are read, and every way in which one is refused.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Switches, probes and what comes of them, step by step and in any order.
+
 use proptest::prelude::*;
 
 use super::*;
