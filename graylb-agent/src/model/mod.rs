@@ -2,5 +2,6 @@
 
 pub mod choice;
 pub mod health;
+pub mod interfaces;
 pub mod spec;
 pub mod state;
