@@ -87,9 +87,8 @@ impl<'a> Attempt<'a> {
         if self.clsact {
             reason.push_str("; by clsact, since there is no TCX before Linux 6.6");
         }
-        for link in self.pins.links()? {
-            let ours = link.interface == self.device.name;
-            if ours && !(needed.contains(&link.hook) && link.clsact == self.by_clsact(link.hook)) {
+        for link in self.pins.links_of(&self.device.name) {
+            if !needed.contains(&link.hook) || link.clsact != self.by_clsact(link.hook) {
                 link.remove()?;
             }
         }

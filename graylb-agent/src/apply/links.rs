@@ -32,7 +32,8 @@ pub(super) enum Hook {
 }
 
 impl Hook {
-    const ALL: [Self; 3] = [Self::TcIn, Self::TcOut, Self::Xdp];
+    /// Every hook.
+    pub(super) const ALL: [Self; 3] = [Self::TcIn, Self::TcOut, Self::Xdp];
 
     const fn name(self) -> &'static str {
         match self {

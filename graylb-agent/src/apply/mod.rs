@@ -25,7 +25,7 @@ use graylb_common::{
 
 use self::{attach::Attacher, pins::Pins, tables::Tables};
 pub use self::{
-    attach::Attachment,
+    attach::{Attached, Attachment, Effort},
     error::ApplyError,
     pins::{UnloadReport, unload},
 };
@@ -110,10 +110,9 @@ impl DataPlane {
 
     /// Attaches to exactly these devices: takes over pinned links in place, adds missing ones, and
     /// detaches from everything else, also from a device of the same name that is another one. What is
-    /// attached already is left alone, so that this may be called at every change. One result for each
-    /// device, in order.
-    pub fn attach(&mut self, wanted: &[Wanted]) -> Vec<Result<Attachment, ApplyError>> {
-        self.attacher.attach(&mut self.ebpf, &self.pins, wanted)
+    /// attached already is left alone, so that this may be called at every change.
+    pub fn attach(&mut self, wanted: &[Wanted], effort: Effort) -> Attached {
+        self.attacher.attach(&mut self.ebpf, &self.pins, wanted, effort)
     }
 
     /// What the kernel holds.

@@ -74,6 +74,13 @@ impl Pins {
         Ok(names.iter().filter_map(|name| LinkPin::parse(directory.join(name))).collect())
     }
 
+    /// Pinned links and markers of an interface.
+    pub(super) fn links_of(&self, interface: &str) -> impl Iterator<Item = LinkPin> {
+        let any = [false, true].into_iter().flat_map(|by| Hook::ALL.map(|hook| (hook, by)));
+        any.map(move |(hook, clsact)| self.link(hook, clsact, interface))
+            .filter(|pin| fs::symlink_metadata(&pin.path).is_ok())
+    }
+
     /// Checks the pinned maps against what this agent wants of them. A flow table of another size is
     /// kept, and said so; other differences are errors.
     pub(super) fn check_maps(&self, sizes: &[(&str, u32)]) -> Result<Vec<String>, ApplyError> {

@@ -7,13 +7,16 @@ use tracing::{error, info, warn};
 
 use super::Daemon;
 use crate::{
-    apply::Attachment,
+    apply::{Attached, Attachment, Effort},
     model::interfaces::{Device, InterfaceConfig, plan},
     netlink::Seen,
 };
 
 /// How soon an interface that was refused is tried again.
 const ATTACH_RETRY: Duration = Duration::from_secs(5);
+/// Devices that are attached before commands have their turn: new ones may come by the hundred, a switch
+/// must not wait for them all.
+const AT_ONCE: usize = 2;
 
 /// What is attached, and what is not.
 #[derive(Debug, Default)]
@@ -26,7 +29,9 @@ pub(super) struct Interfaces {
     pub(super) failed: Vec<String>,
     /// Names of the config that no device has.
     absent: Vec<String>,
-    /// When to try again what has failed.
+    /// There are more to attach.
+    more: bool,
+    /// When to go on, or to try again what has failed.
     pub(super) again: Option<Instant>,
 }
 
@@ -40,7 +45,8 @@ impl Interfaces {
         let absent = self.absent.iter().map(|name| {
             format!("there is no interface {name} yet: it is attached when it appears")
         });
-        self.failed.iter().cloned().chain(absent)
+        let more = self.more.then(|| "some new interfaces are not attached yet".to_owned());
+        self.failed.iter().cloned().chain(absent).chain(more)
     }
 }
 
@@ -55,27 +61,27 @@ impl Daemon {
         }
         if let Some(devices) = seen.devices {
             self.interfaces.devices = devices;
-            self.attach_again();
+            self.follow(Effort::New(AT_ONCE));
         }
     }
 
-    /// Attaches as the config in force says.
+    /// Goes on attaching, or tries again what has failed.
     pub(super) fn attach_again(&mut self) {
-        let rules = self.config.interfaces.clone();
-        self.attach(&rules);
+        let more = self.interfaces.more;
+        self.follow(if more { Effort::New(AT_ONCE) } else { Effort::Everything });
     }
 
-    /// Attaches to exactly what these rules say of the devices that there are.
-    pub(super) fn attach(&mut self, rules: &[InterfaceConfig]) {
+    fn follow(&mut self, effort: Effort) {
+        let rules = self.config.interfaces.clone();
+        self.attach(&rules, effort);
+    }
+
+    /// Attaches to exactly what these rules say of the devices that there are, as far as the effort goes.
+    pub(super) fn attach(&mut self, rules: &[InterfaceConfig], effort: Effort) {
         let plan = plan(rules, &self.interfaces.devices);
-        let mut failed = Vec::new();
-        let mut attached = Vec::new();
-        for result in self.plane.attach(&plan.wanted) {
-            match result {
-                Ok(attachment) => attached.push(attachment),
-                Err(error) => failed.push(error.to_string()),
-            }
-        }
+        let Attached { attachments: attached, refused, more } =
+            self.plane.attach(&plan.wanted, effort);
+        let failed: Vec<String> = refused.iter().map(ToString::to_string).collect();
         let now = &mut self.interfaces;
         for gone in now.attached.iter().filter(|old| !names(&attached, &old.interface)) {
             info!("no longer attached to {}", gone.interface);
@@ -88,7 +94,14 @@ impl Daemon {
         for name in plan.absent.iter().filter(|name| !now.absent.contains(name)) {
             warn!("there is no interface {name} yet: it is attached when it appears");
         }
-        now.again = (!failed.is_empty()).then(|| Instant::now() + ATTACH_RETRY);
+        // Other changes that come by do not put a new attempt off.
+        let planned = now.again.filter(|at| effort != Effort::Everything && *at > Instant::now());
+        now.again = match (more, failed.is_empty()) {
+            (true, _) => Some(Instant::now()),
+            (false, false) => Some(planned.unwrap_or_else(|| Instant::now() + ATTACH_RETRY)),
+            (false, true) => None,
+        };
+        now.more = more;
         now.attached = attached;
         now.failed = failed;
         now.absent = plan.absent;

@@ -27,7 +27,7 @@ pub use self::{
     start::{StartError, Started, start},
 };
 use crate::{
-    apply::{ApplyError, DataPlane},
+    apply::{ApplyError, DataPlane, Effort},
     compile::{Change, compile, compile_service, diff, image},
     config::Config,
     model::{
@@ -257,7 +257,7 @@ impl Daemon {
             notes.push(format!("in force after a restart only: {}", restart.join(", ")));
         }
         if config.interfaces != self.config.interfaces {
-            self.attach(&config.interfaces);
+            self.attach(&config.interfaces, Effort::Everything);
             notes.extend(self.interfaces.problems());
         }
         if config.flows.udp_timeout != self.config.flows.udp_timeout

@@ -19,7 +19,7 @@ use super::{
     kernel_log,
 };
 use crate::{
-    apply::{ApplyError, DataPlane, Options},
+    apply::{ApplyError, DataPlane, Effort, Options},
     config::Config,
     model::state::State,
     netlink::{NetlinkError, Seen, Watcher},
@@ -106,7 +106,7 @@ pub fn start(config: Config, config_path: PathBuf) -> Result<Started, StartError
 impl Daemon {
     fn bring_up(&mut self) -> Result<(), StartError> {
         let config = self.config.clone();
-        self.attach(&config.interfaces);
+        self.attach(&config.interfaces, Effort::Everything);
         let failed = &mut self.interfaces.failed;
         if self.interfaces.attached.is_empty() && !failed.is_empty() {
             self.plane.abandon();
