@@ -16,7 +16,7 @@ use crate::{
 const ATTACH_RETRY: Duration = Duration::from_secs(5);
 /// Devices that are attached before commands have their turn: new ones may come by the hundred, a switch
 /// must not wait for them all.
-const AT_ONCE: usize = 2;
+const AT_ONCE: usize = 1;
 
 /// What is attached, and what is not.
 #[derive(Debug, Default)]

@@ -76,6 +76,8 @@ impl Daemon {
             let idle = Instant::now() + IDLE;
             let save_at = self.save_again.unwrap_or(idle);
             let attach_at = self.interfaces.again.unwrap_or(idle);
+            // Attaching takes milliseconds; who waits for an answer goes first.
+            let nobody_waits = commands.is_empty();
             tokio::select! {
                 () = &mut stop => break,
                 command = commands.recv() => match command {
@@ -85,7 +87,7 @@ impl Daemon {
                 Some(observation) = observations.recv() => self.observe(&observation),
                 Some(seen) = network.recv() => self.see(seen),
                 () = time::sleep_until(save_at) => self.save_or_retry(),
-                () = time::sleep_until(attach_at) => self.attach_again(),
+                () = time::sleep_until(attach_at), if nobody_waits => self.attach_again(),
             }
         }
         self.save_or_retry();
