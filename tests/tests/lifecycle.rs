@@ -133,16 +133,19 @@ fn a_directory_that_is_not_graylbs_is_left_alone() {
 fn a_failed_start_leaves_nothing() {
     let stage = Stage::new(None);
     let installation = &stage.installation;
-    installation.configure(&format!("{}\n[interfaces.eth7]\n", Stage::config(None)));
+    stage.host.ip("link add name bridge7 type bridge");
+    let lo = "[interfaces.lo]";
+    let refused = Stage::config(None).replace(lo, "[interfaces.bridge7]\nattach = \"xdp\"");
+    installation.configure(&refused);
     let Ran { code, stderr, .. } = installation.fail_to_start(&installation.config_file());
     assert_eq!(code, 4, "{stderr}");
-    assert!(stderr.contains("there is no interface eth7"), "{stderr}");
+    assert!(stderr.contains("cannot attach to bridge7 by native XDP"), "{stderr}");
     assert!(!installation.pin_dir().exists(), "the pins are gone again");
 
     // Nor does it hurt what an earlier agent left.
     installation.configure(&Stage::config(None));
     installation.start().stop();
-    installation.configure(&format!("{}\n[interfaces.eth7]\n", Stage::config(None)));
+    installation.configure(&refused);
     let Ran { code, .. } = installation.fail_to_start(&installation.config_file());
     assert_eq!(code, 4);
     assert_eq!(stage.turns(2), ["81", "82"]);

@@ -4,8 +4,10 @@
 //! and it is never on the packet path: dropping [`DataPlane`] leaves everything pinned and at work.
 
 mod attach;
-mod device;
+mod clsact;
 mod error;
+mod hooks;
+mod links;
 mod pins;
 mod regions;
 mod slot_table;
@@ -22,16 +24,16 @@ use graylb_common::{
     verdict::VerdictCounters,
 };
 
+use self::{attach::Attacher, pins::Pins, tables::Tables};
 pub use self::{
-    attach::Attachment,
+    attach::{Attached, Attachment, Effort},
     error::ApplyError,
     pins::{UnloadReport, unload},
 };
-use self::{pins::Pins, tables::Tables};
 use crate::{
     compile::{Change, Image},
-    config::{FlowsConfig, InterfaceConfig},
-    model::spec::Endpoint,
+    config::FlowsConfig,
+    model::{interfaces::Wanted, spec::Endpoint},
 };
 
 /// The eBPF object, built by this crate's build script.
@@ -50,12 +52,16 @@ pub struct Options {
     pub flows: FlowsConfig,
     /// Log diagnostic events.
     pub kernel_log: bool,
+    /// Attach TC programs by clsact, as before Linux 6.6, also where there is TCX. Not in the config: it
+    /// is there so that what old kernels need can be run on new ones.
+    pub clsact: bool,
 }
 
 /// The loaded data plane. Dropping it leaves programs, maps and links pinned and at work.
 pub struct DataPlane {
     ebpf: Ebpf,
     pins: Pins,
+    attacher: Attacher,
     tables: Tables,
     notes: Vec<String>,
 }
@@ -83,7 +89,8 @@ impl DataPlane {
         notes.append(&mut tables.reconcile()?);
         tables.set_udp_timeout(options.flows.udp_timeout)?;
         tables.forget_next_hops()?;
-        Ok(Self { ebpf, pins, tables, notes })
+        let attacher = Attacher::new(options.clsact || clsact::needed());
+        Ok(Self { ebpf, pins, attacher, tables, notes })
     }
 
     /// What was found and repaired or kept on opening, a line each, for the log.
@@ -102,13 +109,11 @@ impl DataPlane {
             .map_err(|error| ApplyError::new("cannot read the programs' log", error))
     }
 
-    /// Attaches to exactly these interfaces: takes over pinned links in place, adds missing ones, and
-    /// detaches from interfaces that are not listed. One result for each interface, in order.
-    pub fn attach(
-        &mut self,
-        interfaces: &[InterfaceConfig],
-    ) -> Vec<Result<Attachment, ApplyError>> {
-        attach::attach(&mut self.ebpf, &self.pins, interfaces)
+    /// Attaches to exactly these devices: takes over pinned links in place, adds missing ones, and
+    /// detaches from everything else, also from a device of the same name that is another one. What is
+    /// attached already is left alone, so that this may be called at every change.
+    pub fn attach(&mut self, wanted: &[Wanted], effort: Effort) -> Attached {
+        self.attacher.attach(&mut self.ebpf, &self.pins, wanted, effort)
     }
 
     /// What the kernel holds.

@@ -1,8 +1,10 @@
 //! The pin directory: where maps, programs and links live between two agents.
 //!
 //! ```text
-//! PIN_DIR/abi-N/maps/NAME  .../programs/NAME  .../links/HOOK:INTERFACE
+//! PIN_DIR/abi-N/maps/NAME  .../programs/NAME  .../links/...
 //! ```
+//!
+//! [`super::links`] has the names of links.
 
 use std::{
     fs, io,
@@ -20,37 +22,16 @@ use rustix::{
     mount::MountFlags,
 };
 
-use super::ApplyError;
+use super::{
+    ApplyError,
+    links::{Hook, LinkPin},
+};
 
 /// Where BPF file systems are mounted by convention.
 const BPFFS: &str = "/sys/fs/bpf";
 /// Magic number of a BPF file system (BPF_FS_MAGIC, include/uapi/linux/magic.h).
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 const ABI_PREFIX: &str = "abi-";
-
-/// A place in the kernel where a program hangs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Hook {
-    /// TC, in.
-    TcIn,
-    /// TC, out.
-    TcOut,
-    /// XDP.
-    Xdp,
-}
-
-impl Hook {
-    /// Every hook.
-    pub(super) const ALL: [Self; 3] = [Self::TcIn, Self::TcOut, Self::Xdp];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::TcIn => "tc_in",
-            Self::TcOut => "tc_out",
-            Self::Xdp => "xdp",
-        }
-    }
-}
 
 /// An open, locked pin directory.
 #[derive(Debug)]
@@ -81,10 +62,23 @@ impl Pins {
         self.root.join("maps").join(name)
     }
 
-    /// Where a link is pinned. A BPF file system takes no dots in names, interfaces do.
-    pub(super) fn link(&self, hook: Hook, interface: &str) -> PathBuf {
-        let interface = interface.replace('%', "%25").replace('.', "%2E");
-        self.root.join("links").join(format!("{}:{interface}", hook.name()))
+    /// The pin of a hook of an interface.
+    pub(super) fn link(&self, hook: Hook, clsact: bool, interface: &str) -> LinkPin {
+        LinkPin::new(&self.root.join("links"), hook, clsact, interface)
+    }
+
+    /// Every pinned link and marker.
+    pub(super) fn links(&self) -> Result<Vec<LinkPin>, ApplyError> {
+        let directory = self.root.join("links");
+        let names = names(&directory)?;
+        Ok(names.iter().filter_map(|name| LinkPin::parse(directory.join(name))).collect())
+    }
+
+    /// Pinned links and markers of an interface.
+    pub(super) fn links_of(&self, interface: &str) -> impl Iterator<Item = LinkPin> {
+        let any = [false, true].into_iter().flat_map(|by| Hook::ALL.map(|hook| (hook, by)));
+        any.map(move |(hook, clsact)| self.link(hook, clsact, interface))
+            .filter(|pin| fs::symlink_metadata(&pin.path).is_ok())
     }
 
     /// Checks the pinned maps against what this agent wants of them. A flow table of another size is
@@ -123,18 +117,6 @@ impl Pins {
             return Err(ApplyError::new(tried(), error));
         }
         program.pin(&path).map_err(|error| ApplyError::new(tried(), error))
-    }
-
-    /// Removes every pinned link but these, which detaches them.
-    pub(super) fn remove_other_links(&self, wanted: &[PathBuf]) {
-        let Ok(entries) = fs::read_dir(self.root.join("links")) else { return };
-        for path in entries.flatten().map(|entry| entry.path()) {
-            if !wanted.contains(&path)
-                && let Err(error) = fs::remove_file(&path)
-            {
-                tracing::warn!("cannot detach {}: {error}", path.display());
-            }
-        }
     }
 
     /// Removes everything if this process made it.
@@ -182,7 +164,11 @@ fn remove_all(base: &Path, removed: &mut UnloadReport) -> Result<(), ApplyError>
         for (kind, what) in [("links", "detached"), ("programs", "program"), ("maps", "map")] {
             let dir = root.join(kind);
             for name in names(&dir)? {
-                remove(&dir.join(&name), fs::remove_file)?;
+                let path = dir.join(&name);
+                match LinkPin::parse(path.clone()).filter(|_| kind == "links") {
+                    Some(link) => link.remove()?,
+                    None => remove(&path, fs::remove_file)?,
+                }
                 removed.push(format!("{what} {}", name.replace("%2E", ".").replace("%25", "%")));
             }
             if dir.exists() {

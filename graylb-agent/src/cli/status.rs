@@ -3,6 +3,7 @@
 use std::fmt::{self, Write as _};
 
 use crate::{
+    apply::Attachment,
     daemon::{ServiceReport, StatusReport},
     model::health::HealthState,
 };
@@ -21,7 +22,9 @@ fn write(text: &mut String, report: &StatusReport) -> fmt::Result {
         report.version, report.pid, report.uptime_seconds, report.config, report.pin_dir
     )?;
     for interface in &report.interfaces {
-        writeln!(text, "{} by {}: {}", interface.interface, interface.hook, interface.reason)?;
+        let Attachment { interface, pattern, hook, reason } = interface;
+        let by = if pattern == interface { String::new() } else { format!(" ({pattern:?})") };
+        writeln!(text, "{interface}{by} by {hook}: {reason}")?;
     }
     for problem in &report.problems {
         writeln!(text, "PROBLEM: {problem}")?;

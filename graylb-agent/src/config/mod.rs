@@ -24,6 +24,7 @@ use self::{
     diagnostic::{Report, Severity},
     read::Section,
 };
+pub use crate::model::interfaces::{AttachMode, InterfaceConfig};
 use crate::model::spec::Spec;
 
 /// Longest config file, in bytes.
@@ -43,27 +44,6 @@ pub const OPTIONS: &[(&str, &[&str])] = &[
     ("pools.NAME.backends[]", services::BACKEND_KEYS),
     ("pools.NAME.probe", services::PROBE_KEYS),
 ];
-
-/// How graylb attaches to an interface.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum AttachMode {
-    /// TC on loopback, veth and other virtual devices; native XDP on a NIC whose driver takes it, else TC.
-    #[default]
-    Auto,
-    /// TC (TCX).
-    Tc,
-    /// Native XDP, and TC on the way out.
-    Xdp,
-}
-
-/// An interface that graylb attaches to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InterfaceConfig {
-    /// Its name, 1 to 15 bytes.
-    pub name: String,
-    /// How.
-    pub attach: AttachMode,
-}
 
 /// The agent's own settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,7 +87,7 @@ pub struct Config {
     pub agent: AgentConfig,
     /// The API's settings.
     pub api: ApiConfig,
-    /// Where to attach; not empty, no name twice.
+    /// Where to attach; not empty, no two that hold for an interface equally.
     pub interfaces: Vec<InterfaceConfig>,
     /// Flow tables.
     pub flows: FlowsConfig,

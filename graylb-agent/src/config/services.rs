@@ -376,7 +376,7 @@ fn check_services(
             check_pool(name, service, pool, &at.default_pool, report);
         }
         let loopback = service.endpoint.address.ip().is_loopback();
-        if loopback && !interfaces.iter().any(|interface| interface.name == "lo") {
+        if loopback && !interfaces.iter().any(|interface| interface.pattern.matches("lo")) {
             report.warning(&at.name, format!("service {name} is on the loopback address {}, but [interfaces.lo] is missing: nobody will reach it", service.endpoint.address));
         }
     }

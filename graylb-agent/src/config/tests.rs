@@ -216,6 +216,21 @@ fn warnings_do_not_stop() {
 }
 
 #[test]
+fn interfaces_may_be_patterns() {
+    let text = GOOD.replace(
+        "[interfaces.lo]",
+        "[interfaces.\"*\"]\nattach = \"tc\"\n[interfaces.\"eth?\"]\n[interfaces.eth0]",
+    );
+    let (config, warnings) = Config::parse(&text, "graylb.toml").expect("good");
+    assert_eq!(warnings, []);
+    let mut names: Vec<_> = config.interfaces.iter().map(|i| i.pattern.as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["*", "eth0", "eth?"]);
+    let tie = text.replace("[interfaces.eth0]", "[interfaces.\"e?h*\"]\n[interfaces.\"e*?h\"]");
+    insta::assert_snapshot!(errors(&tie));
+}
+
+#[test]
 fn a_missing_file_says_so() {
     let error = Config::load(Path::new("/nonexistent/graylb.toml")).expect_err("missing");
     assert!(error.to_string().contains("/nonexistent/graylb.toml: error: cannot read the config"));

@@ -4,6 +4,7 @@
 //! A switch is answered after the kernel has it. What cannot be applied changes nothing.
 
 mod handle;
+mod interfaces;
 mod kernel_log;
 mod report;
 mod start;
@@ -16,14 +17,17 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use self::handle::{Command, Reply};
+use self::{
+    handle::{Command, Reply},
+    interfaces::Interfaces,
+};
 pub use self::{
     handle::{CommandError, Handle, Reload, ServiceRef, SwitchRequest, Switched},
     report::{BackendReport, Readiness, ServiceReport, StatusReport},
-    start::{StartError, start},
+    start::{StartError, Started, start},
 };
 use crate::{
-    apply::{ApplyError, Attachment, DataPlane},
+    apply::{ApplyError, DataPlane, Effort},
     compile::{Change, compile, compile_service, diff, image},
     config::Config,
     model::{
@@ -32,6 +36,7 @@ use crate::{
         spec::{Name, ServiceSpec},
         state::{State, SwitchError},
     },
+    netlink::Seen,
     probe::{Observation, Probes},
     store::{Store, Stored, boot_id},
 };
@@ -47,9 +52,7 @@ pub struct Daemon {
     plane: DataPlane,
     store: Store,
     probes: Probes,
-    attachments: Vec<Attachment>,
-    /// Interfaces that could not be attached, and why.
-    unattached: Vec<String>,
+    interfaces: Interfaces,
     /// When to try the state file again.
     save_again: Option<Instant>,
     started: Instant,
@@ -65,11 +68,16 @@ impl Daemon {
         mut self,
         mut commands: mpsc::Receiver<Command>,
         mut observations: mpsc::Receiver<Observation>,
+        mut network: mpsc::Receiver<Seen>,
         stop: impl Future<Output = ()>,
     ) {
         tokio::pin!(stop);
         loop {
-            let save_at = self.save_again.unwrap_or_else(|| Instant::now() + IDLE);
+            let idle = Instant::now() + IDLE;
+            let save_at = self.save_again.unwrap_or(idle);
+            let attach_at = self.interfaces.again.unwrap_or(idle);
+            // Attaching takes milliseconds; who waits for an answer goes first.
+            let nobody_waits = commands.is_empty();
             tokio::select! {
                 () = &mut stop => break,
                 command = commands.recv() => match command {
@@ -77,7 +85,9 @@ impl Daemon {
                     None => break,
                 },
                 Some(observation) = observations.recv() => self.observe(&observation),
+                Some(seen) = network.recv() => self.see(seen),
                 () = time::sleep_until(save_at) => self.save_or_retry(),
+                () = time::sleep_until(attach_at), if nobody_waits => self.attach_again(),
             }
         }
         self.save_or_retry();
@@ -250,8 +260,8 @@ impl Daemon {
             notes.push(format!("in force after a restart only: {}", restart.join(", ")));
         }
         if config.interfaces != self.config.interfaces {
-            self.attach(&config);
-            notes.extend(self.unattached.iter().cloned());
+            self.attach(&config.interfaces, Effort::Everything);
+            notes.extend(self.interfaces.problems());
         }
         if config.flows.udp_timeout != self.config.flows.udp_timeout
             && let Err(error) = self.plane.set_udp_timeout(config.flows.udp_timeout)
@@ -267,23 +277,6 @@ impl Daemon {
         info!("config {} is in force", self.config_path.display());
         notes.iter().for_each(|note| warn!("{note}"));
         Ok(Reload { notes })
-    }
-
-    fn attach(&mut self, config: &Config) {
-        self.attachments.clear();
-        self.unattached.clear();
-        for result in self.plane.attach(&config.interfaces) {
-            match result {
-                Ok(attachment) => {
-                    info!(
-                        "attached to {} by {}: {}",
-                        attachment.interface, attachment.hook, attachment.reason
-                    );
-                    self.attachments.push(attachment);
-                }
-                Err(error) => self.unattached.push(error.to_string()),
-            }
-        }
     }
 
     /// Tells the API which host names are ours.
@@ -312,7 +305,7 @@ impl Daemon {
     }
 
     fn readiness(&self) -> Readiness {
-        let mut missing = self.unattached.clone();
+        let mut missing: Vec<String> = self.interfaces.problems().collect();
         for (name, service) in &self.state.spec().services {
             if self.plane.generation(&service.endpoint).is_none() {
                 missing.push(format!("service {name} has no backend that answered its probe yet"));
@@ -326,7 +319,7 @@ impl Daemon {
             self.plane.verdicts().map_err(|error| CommandError::Kernel(error.to_string()))?;
         let names = self.state.spec().services.keys();
         let services: Result<Vec<_>, _> = names.map(|name| self.service_report(name)).collect();
-        let mut problems = self.unattached.clone();
+        let mut problems: Vec<String> = self.interfaces.problems().collect();
         if self.save_again.is_some() {
             problems.push("the state file could not be written; trying again".to_owned());
         }
@@ -337,7 +330,7 @@ impl Daemon {
             uptime_seconds: self.started.elapsed().as_secs(),
             config: self.config_path.display().to_string(),
             pin_dir: self.config.agent.pin_dir.display().to_string(),
-            interfaces: self.attachments.clone(),
+            interfaces: self.interfaces.attached.clone(),
             services: services?,
             pools: self.state.spec().pools.keys().map(ToString::to_string).collect(),
             problems,

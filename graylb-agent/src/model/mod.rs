@@ -3,6 +3,7 @@
 pub mod balance;
 pub mod choice;
 pub mod health;
+pub mod interfaces;
 pub mod mode;
 pub mod spec;
 pub mod state;
