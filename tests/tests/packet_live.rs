@@ -7,7 +7,7 @@ use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions};
 use graylb_agent::{
     apply::Effort,
     config::{AttachMode, InterfaceConfig},
-    model::interfaces::plan,
+    model::interfaces::{Pattern, plan},
     netlink::Watcher,
 };
 use graylb_common::verdict::Verdict;
@@ -47,7 +47,10 @@ fn send(lab: &Lab, name: &str, packet: &[u8], expected: &[(Verdict, u64)]) {
 #[test]
 fn a_tag_is_seen_wherever_the_kernel_keeps_it() {
     Lab::with(|lab| {
-        let rule = InterfaceConfig { pattern: EXT_NAME.into(), attach: AttachMode::Tc };
+        let rule = InterfaceConfig {
+            pattern: Pattern::new(EXT_NAME).expect("a name"),
+            attach: AttachMode::Tc,
+        };
         let devices = Watcher::open().expect("netlink").devices();
         let wanted = plan(&[rule], &devices).wanted;
         let attached = lab.plane.attach(&wanted, Effort::Everything);
