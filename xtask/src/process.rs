@@ -12,7 +12,7 @@ use std::{
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, OnceLock, PoisonError, mpsc},
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -44,13 +44,14 @@ pub(crate) fn mark_with(token: &str) {
 pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.env("PATH", path()).stdin(Stdio::null());
-    // `cargo run` sets these for its child. A cargo below would see another environment than the user's
-    // own cargo, and each would build again what the other has built.
+    // `cargo run` sets these for its child, the last two by .cargo/config.toml. A cargo below would see
+    // another environment than the user's own cargo, and each would build again what the other has built.
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("CARGO_PKG_")
             || text.starts_with("CARGO_MANIFEST_")
             || text == "RUSTC_BOOTSTRAP"
+            || text == "CARGO_TERM_QUIET"
         {
             command.env_remove(name);
         }
@@ -153,9 +154,10 @@ pub(crate) fn quietly(command: &mut Command, stop: Stop) -> anyhow::Result<()> {
             println!("    {:>3} s: {}", started.elapsed().as_secs(), doing.trim());
         }
     })?;
-    for reader in readers {
-        // A reader that panicked has no more to tell.
-        let _lost = reader.join();
+    // What the program has started and left behind may hold the pipes open.
+    let ended = Instant::now();
+    while !readers.iter().all(JoinHandle::is_finished) && ended.elapsed() < LAST_WORDS {
+        thread::sleep(LOOK);
     }
     if status.success() {
         return Ok(());

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, process::Command};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 
 use crate::process::{self, Stop};
 
@@ -58,11 +58,8 @@ impl Apt {
         self.update();
         println!("setup: installing {list}: {why}");
         let mut install = apt_get(&["install", "--yes", "--no-install-recommends"]);
-        match process::quietly(install.args(packages), Stop::Gently) {
-            Err(error) if error.is::<crate::interrupt::Interrupted>() => Err(error),
-            Err(error) => bail!("cannot install {list} ({error:#}). By hand: {by_hand}"),
-            Ok(()) => Ok(()),
-        }
+        process::quietly(install.args(packages), Stop::Gently)
+            .with_context(|| format!("cannot install {list}. By hand: {by_hand}"))
     }
 
     /// Fetches new lists: a new machine's are old or empty. If that fails, what is there may still do, and

@@ -9,7 +9,7 @@ mod toolchain;
 
 use std::path::Path;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 
 use self::{apt::Apt, toolchain::Kind};
 use crate::process;
@@ -73,6 +73,7 @@ pub(crate) fn run(purpose: Purpose) -> anyhow::Result<()> {
             missing.iter().map(|tool| format!("{} {}", tool.program, tool.why)).collect();
         let mut packages: Vec<&str> =
             missing.iter().flat_map(|tool| tool.package.split(' ')).collect();
+        packages.sort_unstable();
         packages.dedup();
         apt.install(&packages, &why.join(", "))?;
     }
@@ -94,11 +95,11 @@ fn components() -> anyhow::Result<()> {
         println!("setup: rustup component {component}, for the checks");
         let mut rustup = process::command("rustup");
         rustup.args(["component", "add", component]);
-        if let Err(error) = process::quietly(&mut rustup, process::Stop::All) {
-            bail!(
-                "the toolchain has no {component} and rustup cannot add it ({error:#}): install a toolchain of rustup's default profile, which carries it"
-            );
-        }
+        process::quietly(&mut rustup, process::Stop::All).with_context(|| {
+            format!(
+                "the toolchain has no {component} and rustup cannot add it: install a toolchain of rustup's default profile, which carries it"
+            )
+        })?;
     }
     Ok(())
 }
