@@ -198,7 +198,7 @@ fn v1_reads() {
     };
     let demo = json!({
         "name": "demo", "address": "127.0.0.1:8000", "protocol": "tcp",
-        "aliases": ["shop.example"], "default_pool": "default_upstream",
+        "aliases": ["shop.example"], "balance": "round_robin", "default_pool": "default_upstream",
         "pool": "default_upstream", "overridden": false, "generation": 1,
         "last_good_kept": false, "backends": [backend(18081, 2), backend(18082, 1)],
     });
