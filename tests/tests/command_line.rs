@@ -37,7 +37,7 @@ fn done_is_0() {
     let status = stage.installation.cli(&["status"]).stdout;
     for part in [
         "lo by tc: loopback",
-        "demo  127.0.0.1:8000/tcp  -> 127.0.0.1:18084,127.0.0.1:18081 (switched, default is default_upstream), generation 4",
+        "demo  127.0.0.1:8000/tcp  -> 127.0.0.1:18084,127.0.0.1:18081 (switched, default is default_upstream), round_robin, generation 4",
         "pools: default_upstream, lua_upstream",
     ] {
         assert!(status.contains(part), "no {part:?} in {status}");

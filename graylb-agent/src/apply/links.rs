@@ -113,6 +113,7 @@ impl LinkPin {
 }
 
 /// Opens a pinned object (BPF_OBJ_GET). aya does so too, but lets nobody see the descriptor.
+#[expect(unsafe_code, reason = "a system call that takes a pointer and returns a descriptor")]
 fn open(path: &Path) -> io::Result<OwnedFd> {
     /// Number of the command (include/uapi/linux/bpf.h).
     const BPF_OBJ_GET: libc::c_int = 7;

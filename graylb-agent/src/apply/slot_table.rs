@@ -1,5 +1,5 @@
-//! Slots into the kernel's table, a whole stretch by one system call: one by one, the 4099 of a Maglev table
-//! would make a switch wait five times as long.
+//! Slots into the kernel's table, a whole stretch by one system call: one by one, the 16,381 of a large Maglev
+//! table took 81 ms instead of 15.
 
 #![expect(unsafe_code, reason = "aya has no batch operations; the system call takes pointers")]
 

@@ -1,3 +1,5 @@
+//! The table: balanced, the same for everybody, and little disturbed when a backend leaves.
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;

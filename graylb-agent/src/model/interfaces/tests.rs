@@ -1,3 +1,5 @@
+//! Which rule holds for which interface.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Messages of the kernel, whole and damaged.
+
 use proptest::prelude::*;
 
 use super::*;
