@@ -104,8 +104,9 @@ pub trait Family {
     fn draft() -> Option<&'static mut Draft<Self::Address>>;
     /// Reads the network header, or says why the packet is left alone.
     fn network<F: Frame>(frame: &F) -> Result<Network<Self::Address>, Verdict>;
-    /// An address as `backends` and `sources` hold it, `None` where it is of the other family.
-    fn address(bytes: &[u8; 16], family: u8) -> Option<Self::Address>;
+    /// An address as `backends` and `sources` hold it, `None` where it is of the other family. It stays
+    /// where it is: a copy would take room on the BPF stack.
+    fn address(bytes: &[u8; 16], family: u8) -> Option<&Self::Address>;
     /// Folded sum of an address, for checksums.
     fn sum(address: &Self::Address) -> u16;
     /// The tuple's source for a client on this host.
@@ -121,9 +122,9 @@ pub trait Family {
     fn write_addresses<F: Frame>(frame: &F, key: &FlowKey<Self::Address>, delta: u16) -> bool;
     /// DSCP and ECN bits (RFC 2474, RFC 3168).
     fn traffic_class<F: Frame>(frame: &F) -> u8;
-    /// Writes a whole header without options behind the Ethernet header.
+    /// Writes a whole header without options into the room made for it behind the Ethernet header.
     #[must_use]
-    fn write_header<F: Frame>(frame: &F, header: &Header<'_, Self::Address>) -> bool;
+    fn write_header<F: Frame>(frame: &mut F, header: &Header<'_, Self::Address>) -> bool;
     /// The first eight bytes of an ICMP message that says "at most `mtu` bytes", checksum zero.
     fn too_big(mtu: u16) -> [u32; 2];
     /// The sum of the pseudo-header that an ICMP message's checksum covers; 0 where there is none.
@@ -198,9 +199,8 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn address(bytes: &[u8; 16], family: u8) -> Option<[u8; 4]> {
-        let [.., a, b, c, d] = *bytes;
-        (family == FAMILY_V4).then_some([a, b, c, d])
+    fn address(bytes: &[u8; 16], family: u8) -> Option<&[u8; 4]> {
+        if family == FAMILY_V4 { bytes.last_chunk() } else { None }
     }
 
     #[inline(always)]
@@ -244,7 +244,7 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn write_header<F: Frame>(frame: &F, header: &Header<'_, [u8; 4]>) -> bool {
+    fn write_header<F: Frame>(frame: &mut F, header: &Header<'_, [u8; 4]>) -> bool {
         /// Version 4, five words.
         const VIHL: u8 = 0x45;
         /// Don't fragment.
@@ -365,8 +365,8 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn address(bytes: &[u8; 16], family: u8) -> Option<[u8; 16]> {
-        (family == FAMILY_V6).then_some(*bytes)
+    fn address(bytes: &[u8; 16], family: u8) -> Option<&[u8; 16]> {
+        (family == FAMILY_V6).then_some(bytes)
     }
 
     #[inline(always)]
@@ -404,13 +404,18 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn write_header<F: Frame>(frame: &F, header: &Header<'_, [u8; 16]>) -> bool {
+    fn write_header<F: Frame>(frame: &mut F, header: &Header<'_, [u8; 16]>) -> bool {
         let Some(window) = frame.window::<V6_LEN>(V6_START) else { return false };
         let length = header.payload.to_be_bytes();
-        window.set::<u32, 0>((6 << 28 | u32::from(header.class) << 20).to_be());
-        window.set::<u32, 4>(u32::from_ne_bytes([length[0], length[1], header.protocol, TTL]));
+        let version = (6 << 28 | u32::from(header.class) << 20).to_be();
+        let rest = u32::from_ne_bytes([length[0], length[1], header.protocol, TTL]);
+        window.set::<u32, 0>(version);
+        window.set::<u32, 4>(rest);
         window.set::<[u32; 4], { offset_of!(Ipv6Hdr, src_addr) }>(v6_words(header.source));
         window.set::<[u32; 4], { offset_of!(Ipv6Hdr, dst_addr) }>(v6_words(header.destination));
+        // The room was zero, and this header has no checksum that would make its sum so again.
+        let addresses = csum::add(Self::sum(header.source), Self::sum(header.destination));
+        frame.note_change(csum::add(addresses, csum::words([version, rest, 0, 0])));
         true
     }
 
