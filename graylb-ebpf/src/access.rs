@@ -132,8 +132,6 @@ pub trait Frame: EbpfContext {
     fn wire_length(&self, lengths: &Lengths) -> u16;
     /// Whether the packet has a VLAN tag beside its bytes.
     fn has_tag_aside(&self) -> bool;
-    /// Length for the route's MTU check, 0 where the kernel knows better (GSO).
-    fn length_for_mtu(&self, ip_length: u16) -> u16;
     /// What this hook makes of an answer of the routing tables: `params` holds interface and next hop, and
     /// the neighbour's MAC address if it is `resolved`. False where the hook cannot use it.
     fn next_hop(params: &FibParams, resolved: bool, hop: &mut NextHop) -> bool;
@@ -324,11 +322,6 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
-    fn length_for_mtu(&self, ip_length: u16) -> u16 {
-        ip_length
-    }
-
-    #[inline(always)]
     fn update_transport_checksum(&mut self, offset: usize, change: &ChecksumChange) -> bool {
         let Some(field) = self.window::<2>(offset) else { return false };
         let old: u16 = field.get::<u16, 0>();
@@ -510,11 +503,6 @@ impl Frame for TcFrame {
             _ if lengths.tcp => lengths.headers.saturating_add(segment),
             _ => lengths.headers.saturating_add(segment).saturating_add(lengths.tunnel),
         }
-    }
-
-    #[inline(always)]
-    fn length_for_mtu(&self, _ip_length: u16) -> u16 {
-        0
     }
 
     #[inline(always)]

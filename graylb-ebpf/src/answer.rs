@@ -1,11 +1,10 @@
 //! Packets that graylb answers itself: ICMP's "too big" where no other part of the host would say it.
 
-use graylb_common::{csum, verdict::Verdict};
+use graylb_common::csum;
 use network_types::eth::EthHdr;
 
 use crate::{
     access::Frame,
-    emit::Exit,
     family::{Family, Header},
     parse::Packet,
 };
@@ -21,18 +20,21 @@ const ICMP: usize = 8;
 ///
 /// An IPv4 sender that allows fragments is told, too: its packets would be cut inside the tunnel, and
 /// its kernel learns the shorter way all the same.
-#[inline(always)]
+///
+/// A function of its own in the kernel, called from none but the pipeline's: its stack is for it alone.
+/// Returns the action, `None` where the kernel refuses.
+#[inline(never)]
 pub fn too_big<Fam: Family, F: Frame>(
     frame: &mut F,
     packet: &Packet<Fam>,
     mtu: u16,
-) -> Result<Exit, Verdict> {
-    answer::<Fam, F>(frame, packet, mtu).ok_or(Verdict::RewriteFailed)?;
-    Ok(Exit { verdict: Verdict::TooBig, action: frame.reflect() })
+) -> Option<i32> {
+    write::<Fam, F>(frame, packet, mtu)?;
+    Some(frame.reflect())
 }
 
 #[inline(always)]
-fn answer<Fam: Family, F: Frame>(frame: &mut F, packet: &Packet<Fam>, mtu: u16) -> Option<()> {
+fn write<Fam: Family, F: Frame>(frame: &mut F, packet: &Packet<Fam>, mtu: u16) -> Option<()> {
     let header = Header {
         source: &packet.key.destination,
         destination: &packet.key.source,

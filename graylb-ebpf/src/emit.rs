@@ -33,6 +33,14 @@ impl Exit {
     }
 }
 
+/// What functions of their own in the kernel report beside the action: a BPF function returns one word, and
+/// one that returns nothing may leave a pointer there, which the verifier refuses.
+struct Report {
+    verdict: Verdict,
+    /// With [`Verdict::TooBig`]: how long the packet may be.
+    limit: u16,
+}
+
 /// How packets travel to the flow's other end.
 pub trait Way: Copy {
     /// Bytes that it adds to a packet.
@@ -99,16 +107,20 @@ pub fn emit<Fam: Family, F: Frame>(
     if frame.on_loopback() {
         return Ok(Exit::plain::<F>(Verdict::Delivered));
     }
-    let mut verdict = Verdict::BadTable;
-    if flow.value().mode == u32::from(MODE_IPIP) {
-        let action = through_tunnel::<Fam, F>(frame, packet, flow, &mut verdict);
-        return Ok(Exit { verdict, action });
-    }
-    if let Some(hop) = known_hop::<Fam, F, _>(frame, packet, flow, Direct) {
+    let mut report = Report { verdict: Verdict::BadTable, limit: 0 };
+    let action = if flow.value().mode == u32::from(MODE_IPIP) {
+        through_tunnel::<Fam, F>(frame, packet, flow, &mut report)
+    } else if let Some(hop) = known_hop::<Fam, F, _>(frame, packet, flow, Direct) {
         return leave::<Fam, F, _>(frame, packet, Direct, &hop);
+    } else {
+        find_way::<Fam, F>(frame, packet, flow, &mut report)
+    };
+    match report.verdict {
+        Verdict::TooBig => answer::too_big::<Fam, F>(frame, packet, report.limit)
+            .map(|action| Exit { verdict: Verdict::TooBig, action })
+            .ok_or(Verdict::RewriteFailed),
+        verdict => Ok(Exit { verdict, action }),
     }
-    let action = find_way::<Fam, F>(frame, packet, flow, &mut verdict);
-    Ok(Exit { verdict, action })
 }
 
 /// The cached next hop, if it is good for this packet.
@@ -134,18 +146,17 @@ fn wire_length<Fam: Family, F: Frame, W: Way>(frame: &F, packet: &Packet<Fam>, w
 }
 
 /// Asks the routing tables and sends the packet: a function of its own in the kernel, so that packets whose
-/// next hop is known do not pay for its stack. Returns the action and fills `verdict` in: a BPF function
-/// returns one word, and one that returns nothing may leave a pointer there, which the verifier refuses.
+/// next hop is known do not pay for its stack.
 #[inline(never)]
 fn find_way<Fam: Family, F: Frame>(
     frame: &mut F,
     packet: &Packet<Fam>,
     flow: Entry<Flow<Fam::Address>>,
-    verdict: &mut Verdict,
+    report: &mut Report,
 ) -> i32 {
-    let exit = route::<Fam, F, _>(frame, packet, flow, Direct)
+    let exit = route::<Fam, F, _>(frame, packet, flow, Direct, &mut report.limit)
         .unwrap_or_else(|verdict| Exit::plain::<F>(verdict));
-    *verdict = exit.verdict;
+    report.verdict = exit.verdict;
     exit.action
 }
 
@@ -155,17 +166,17 @@ fn through_tunnel<Fam: Family, F: Frame>(
     frame: &mut F,
     packet: &Packet<Fam>,
     flow: Entry<Flow<Fam::Address>>,
-    verdict: &mut Verdict,
+    report: &mut Report,
 ) -> i32 {
     let sent = match Tunnel::of::<Fam>(flow.value()) {
         Ok(tunnel) => match known_hop::<Fam, F, _>(frame, packet, flow, tunnel) {
             Some(hop) => leave::<Fam, F, _>(frame, packet, tunnel, &hop),
-            None => route::<Fam, F, _>(frame, packet, flow, tunnel),
+            None => route::<Fam, F, _>(frame, packet, flow, tunnel, &mut report.limit),
         },
         Err(verdict) => Err(verdict),
     };
     let exit = sent.unwrap_or_else(|verdict| Exit::plain::<F>(verdict));
-    *verdict = exit.verdict;
+    report.verdict = exit.verdict;
     exit.action
 }
 
@@ -175,22 +186,24 @@ fn route<Fam: Family, F: Frame, W: Way>(
     packet: &Packet<Fam>,
     flow: Entry<Flow<Fam::Address>>,
     way: W,
+    limit: &mut u16,
 ) -> Result<Exit, Verdict> {
     let rewritten = rewritten(flow.value().mode);
     let length = wire_length(frame, packet, way);
     let epoch = epoch(flow.value().last_seen_ns);
     let RouteQuery { params, hop } = maps::route_query().ok_or(Verdict::BadTable)?;
     way.fill_route::<Fam>(flow.value(), params)?;
-    // Where the packet itself does not travel, its length is compared here.
-    params.__bindgen_anon_1.tot_len =
-        if rewritten { frame.length_for_mtu(packet.length) } else { 0 };
+    // Any length that fits: it is compared here. Without one TC is told of the interface's MTU alone, not
+    // of the route's, and of neither where the packet is longer.
+    params.__bindgen_anon_1.tot_len = 1;
     match frame.route(params, hop) {
         Route::Neighbour if length <= hop.mtu => {
             flow.set_hop(epoch, hop);
             leave::<Fam, F, _>(frame, packet, way, hop)
         }
         Route::Neighbour if !rewritten => {
-            answer::too_big::<Fam, F>(frame, packet, hop.mtu.saturating_sub(way.overhead()))
+            *limit = hop.mtu.saturating_sub(way.overhead());
+            Err(Verdict::TooBig)
         }
         Route::Host { fits: true } if rewritten => {
             flow.set_hop(epoch, &NextHop::NONE);
