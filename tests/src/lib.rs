@@ -6,6 +6,7 @@ pub mod backend;
 mod binary;
 pub mod client;
 pub mod eventually;
+pub mod link;
 pub mod load;
 pub mod namespace;
 pub mod packet;

@@ -10,7 +10,7 @@ use graylb_agent::model::{mode::Mode, spec::Protocol};
 use graylb_common::{backend::BackendCounters, verdict::Verdict};
 use graylb_tests::packet::{
     around,
-    builder::{ACK, FIN, PSH, Packet, SYN},
+    builder::{ACK, FIN, PSH, Packet},
     flows::Table,
     lab::Lab,
     path::{Path, Place},
