@@ -143,8 +143,7 @@ fn data<D: Direction, Fam: Family>(packet: &Packet<Fam>, segment: Segment) -> Fo
             return Ok(half_open.flow());
         }
         let promoted = promote::<Fam>(packet, segment, half_open, established);
-        // A half-open flow beside an established one has not yet taken the tuple over.
-        if promoted.is_some() || established.is_none() {
+        if promoted.is_some() || established.is_none_or(|flow| gives_way::<Fam>(flow, half_open)) {
             return Ok(promoted.unwrap_or(half_open.flow()));
         }
     }
@@ -152,6 +151,17 @@ fn data<D: Direction, Fam: Family>(packet: &Packet<Fam>, segment: Segment) -> Fo
         Some(flow) => seen::<D, Fam>(flow, segment),
         None => Err(no_flow::<D, Fam>(packet)),
     }
+}
+
+/// Whether a packet of an established flow's tuple belongs to the half-open flow beside it. As long as the
+/// old connection is open it does not; once that has ended, or the backend's tuple is another client's, it
+/// does: a backend that remembers the old connection acknowledges that instead of the SYN, and forgets it
+/// when the client of the new one answers by a reset (RFC 9293, 3.10.7.3).
+#[inline(always)]
+fn gives_way<Fam: Family>(flow: Entry<FlowOf<Fam>>, half_open: Entry<HalfOpenOf<Fam>>) -> bool {
+    let (old, new) = (flow.value(), &half_open.value().flow);
+    old.state & FLOW_CLOSED != 0
+        || new.state & FLOW_REPLY != 0 && !select::same::<Fam>(&old.rewrite, &new.rewrite)
 }
 
 /// A packet of an established flow.
@@ -229,7 +239,8 @@ fn promote<Fam: Family>(
     draft.forward.flow.last_seen_ns = now_ns();
     draft.forward.flow.state = 0;
     select::fill_reply::<Fam>(draft, &packet.key);
-    if let Some(old) = predecessor {
+    // Of one that has ended the backend's tuple is kept, and with it from others: see `select::draft`.
+    if let Some(old) = predecessor.filter(|old| old.value().state & FLOW_CLOSED == 0) {
         draft.reply_key = old.value().rewrite.reversed();
         Fam::tcp().forget(&draft.reply_key);
     }
