@@ -259,7 +259,7 @@ fn snat_uses_ports_again() {
     let config = format!(
         "{interfaces}[services.demo]\naddress = \"{endpoint}\"\ndefault_pool = \"far\"\n\
          [pools.far]\nbackends = [\"{backend}\"]\nmode = \"snat\"\nsources = [\"10.2.0.1\"]\n\
-         source_ports = \"20000-20015\"\n"
+         source_ports = \"20000-20001\"\n"
     );
     let installation = Installation::new(&sandbox, &network.graylb, &config);
     let agent = installation.start();
@@ -267,15 +267,13 @@ fn snat_uses_ports_again() {
     let clients = [Routed::client_address(Family::V4), "10.1.0.3".parse().expect("an address")];
     let started = Instant::now();
     network.client.run(|| {
-        for (number, client) in (0..200).zip(clients.into_iter().cycle()) {
-            let one = Instant::now();
+        for (number, client) in (0..8).zip(clients.into_iter().cycle()) {
             let opened = Connection::open_from(SocketAddr::new(client, 0), endpoint);
             let mut connection = opened.unwrap_or_else(|e| panic!("number {number}: {e}"));
             let reply = connection.request("GET", "/", "Connection: close\r\n", "");
             assert_eq!(reply.unwrap_or_else(|e| panic!("number {number}: {e}")).0, 200);
-            if one.elapsed().as_millis() > 300 { println!("number {number}: {:?}", one.elapsed()); }
         }
     });
-    println!("200 connections through 16 ports in {:.1?}", started.elapsed());
+    println!("8 connections through 2 ports in {:.1?}", started.elapsed());
     check_verdicts(&agent);
 }

@@ -3,10 +3,13 @@
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
-use graylb_agent::model::{mode::Mode, spec::Protocol};
+use graylb_agent::model::{
+    mode::{Mode, Sources},
+    spec::Protocol,
+};
 use graylb_common::{backend::BackendCounters, flow::FLOW_REPLY, verdict::Verdict};
 use graylb_tests::packet::{
-    builder::{ACK, FIN, PSH, Packet, SYN},
+    builder::{ACK, FIN, PSH, Packet, RST, SYN},
     flows::Table,
     lab::Lab,
     path::{Path, Place},
@@ -38,8 +41,7 @@ fn put(lab: &mut Lab, talk: &Talk, ports: (u16, u16), number: u8) {
 fn open(lab: &Lab, talk: &Talk, ports: (u16, u16), number: u8) -> SocketAddr {
     let packet = talk.first();
     let before = lab.verdicts();
-    let bytes = packet.bytes();
-    let outcome = lab.programs().run(talk.path.client_entry(), &bytes).expect("a right sum");
+    let outcome = talk.send_only(lab, &packet);
     let name = talk.name("a new flow");
     let (source, backend) = match talk.flow(lab, talk.first_table()) {
         Some(flow) => flow.rewrite,
@@ -50,7 +52,7 @@ fn open(lab: &Lab, talk: &Talk, ports: (u16, u16), number: u8) -> SocketAddr {
     assert!(sources.addresses.contains(&source.ip()), "{name}: {source}");
     assert!((ports.0..=ports.1).contains(&source.port()), "{name}: {source}");
     let expected = talk.path.carried(&packet, source, number);
-    lab.compare(&name, &before, &bytes, &outcome, &expected);
+    lab.compare(&name, &before, &packet.bytes(), &outcome, &expected);
     let reply = lab.maps.flow(talk.first_table(), (backend, source)).expect(&name);
     assert_eq!(reply.rewrite, (talk.service.address, talk.client), "{name}");
     assert_eq!(reply.state & FLOW_REPLY, FLOW_REPLY, "{name}");
@@ -132,6 +134,79 @@ fn equal_clients_get_different_sources() {
     });
 }
 
+/// The backend's segment to `source`.
+fn segment(talk: &Talk, source: SocketAddr, flags: u8) -> Packet {
+    let numbers = if flags & SYN == 0 { (S.wrapping_add(1), C + 1) } else { (S, C + 1) };
+    Packet::tcp(talk.path.backend(0), source, flags).numbered(numbers.0, numbers.1)
+}
+
+/// The rest of a connection after its SYN, up to both FINs.
+fn finish(lab: &Lab, talk: &Talk, source: SocketAddr) {
+    let carry = |flags| {
+        let packet = talk.segment(flags, 0);
+        talk.send(lab, "a segment", &packet, &talk.path.carried(&packet, source, 0));
+    };
+    answer(lab, talk, "SYN-ACK", &segment(talk, source, SYN | ACK));
+    carry(ACK);
+    answer(lab, talk, "FIN", &segment(talk, source, FIN | ACK));
+    carry(FIN | ACK);
+    answer(lab, talk, "the last acknowledgement", &segment(talk, source, ACK));
+}
+
+/// The backend remembers the connection that had the tuple before, and says so; the client's reset makes
+/// it forget, and the SYN sent again is taken.
+fn open_in_time_wait(lab: &Lab, talk: &Talk, source: SocketAddr) {
+    answer(lab, talk, "an acknowledgement instead of SYN-ACK", &segment(talk, source, ACK));
+    for flags in [RST, SYN] {
+        let packet = talk.segment(flags, 0);
+        let expected = talk.path.carried(&packet, source, 0);
+        talk.send(lab, "the client's reset, and its SYN again", &packet, &expected);
+    }
+    finish(lab, talk, source);
+}
+
+/// A port is used again only when there is no other, and then the new connection gets through.
+#[test]
+fn ports_are_used_again() {
+    each(&[Protocol::Tcp], |lab, talk| {
+        // A hundred ports of this service alone: backends and sources are the same in the whole lab.
+        let port = 10_000 + talk.service.address.port() % 100 * 100;
+        let one_source = |ports| {
+            Mode::Snat(Sources::new(vec![talk.path.family.local(0)], ports).expect("sources"))
+        };
+        talk.put(lab, one_source((port, port)), talk.path.backend(0));
+        let source = open(lab, &talk, (port, port), 0);
+        finish(lab, &talk, source);
+        let second = talk.another(lab);
+        assert_eq!(open(lab, &second, (port, port), 0), source, "the only one there is");
+        open_in_time_wait(lab, &second, source);
+        let many = (port, port + 99);
+        talk.put(lab, one_source(many), talk.path.backend(0));
+        for _ in 0..20 {
+            let other = talk.another(lab);
+            assert_ne!(open(lab, &other, many, 0), source, "there are others");
+        }
+    });
+}
+
+/// A client that uses its own port again: what it says is of its new connection, through the new tuple.
+#[test]
+fn a_client_uses_its_port_again() {
+    each(&[Protocol::Tcp], |lab, talk| {
+        put(lab, &talk, PORTS, 0);
+        let old = open(lab, &talk, PORTS, 0);
+        finish(lab, &talk, old);
+        // A SYN with another number chooses anew.
+        let syn = talk.segment(SYN, 0).numbered(C + 77, 0);
+        let _new_source_is_random = talk.send_only(lab, &syn);
+        let source = talk.flow(lab, Table::HalfOpen).expect("a handshake").rewrite.0;
+        answer(lab, &talk, "an acknowledgement", &segment(&talk, source, ACK));
+        let reset = talk.segment(RST, 0);
+        talk.send(lab, "reset", &reset, &talk.path.carried(&reset, source, 0));
+        talk.send(lab, "SYN again", &syn, &talk.path.carried(&syn, source, 0));
+    });
+}
+
 /// With every tuple taken a new flow is dropped, the old ones go on, and another backend has its own.
 #[test]
 fn no_tuple_is_left() {
@@ -147,8 +222,7 @@ fn no_tuple_is_left() {
             let client = SocketAddr::new(talk.path.family.client(number), talk.client.port());
             let talk = Talk { client, ..talk };
             let before = lab.verdicts().get(Verdict::NoTuple);
-            let outcome = lab.programs().run(talk.path.client_entry(), &talk.first().bytes());
-            let _checked_below = outcome.expect("a right sum");
+            let _what_came_of_it_shows_below = talk.send_only(lab, &talk.first());
             match talk.flow(lab, talk.first_table()) {
                 Some(flow) => open_flows.push((talk, flow.rewrite.0)),
                 None => dropped += lab.verdicts().get(Verdict::NoTuple) - before,
