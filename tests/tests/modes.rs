@@ -3,99 +3,19 @@
 
 use std::{net::SocketAddr, time::Instant};
 
-use graylb_common::verdict::{VERDICTS, VerdictKind};
 use graylb_tests::{
-    agent::{Agent, Installation},
+    agent::Installation,
     backend::{HttpBackend, UdpBackend},
-    client::{Connection, Reply, UdpClient},
+    client::{self, Connection},
     link::OneLink,
     load::Load,
     namespace::Namespace,
     sandbox::Sandbox,
+    services::{DNS, NAMES, PORT, check, config, endpoint, nothing_was_dropped},
     topology::{Family, Routed},
-    transfer::{Direction, transfer},
 };
 
-const PORT: u16 = 80;
-const DNS: u16 = 53;
 const LENGTH: u64 = 64 << 20;
-const NAMES: [&str; 2] = ["one", "two"];
-
-fn endpoint(family: Family, port: u16) -> SocketAddr {
-    SocketAddr::new(Routed::virtual_address(family), port)
-}
-
-/// A service in each family over TCP and UDP, whose backends listen on the ports that `port` makes of the
-/// service's, with the pool options that `options` gives for the family.
-fn config(attach: &str, port: fn(u16) -> u16, options: impl Fn(Family) -> String) -> String {
-    let mut text: String = OneLink::INTERFACES
-        .map(|name| format!("[interfaces.{name}]\nattach = \"{attach}\"\n"))
-        .concat();
-    for family in Family::BOTH {
-        for (protocol, service_port) in [("tcp", PORT), ("udp", DNS)] {
-            let name = format!("{protocol}_{}", family.name());
-            let [one, two] =
-                [0, 1].map(|number| OneLink::backend_address(family, number, port(service_port)));
-            text.push_str(&format!(
-                "[services.{name}]\naddress = \"{}\"\nprotocol = \"{protocol}\"\n\
-                 default_pool = \"{name}\"\n[pools.{name}]\nbackends = [\"{one}\", \"{two}\"]\n{}\n",
-                endpoint(family, service_port),
-                options(family)
-            ));
-        }
-    }
-    text
-}
-
-/// Requests over both protocols in strict turns, then a transfer each way; who the backends saw.
-fn check_service(client: &Namespace, family: Family) -> Vec<Reply> {
-    let replies = client.run(|| {
-        let tcp = endpoint(family, PORT);
-        let mut open: Vec<Connection> =
-            (0..4).map(|_| Connection::open(tcp).expect("connect")).collect();
-        let udp: Vec<UdpClient> =
-            (0..4).map(|_| UdpClient::open(endpoint(family, DNS)).expect("a socket")).collect();
-        let mut replies = Vec::new();
-        for round in 0..3 {
-            for (connection, name) in open.iter_mut().zip(NAMES.into_iter().cycle()) {
-                let reply = connection.ask().unwrap_or_else(|e| panic!("{tcp}: {e}"));
-                assert_eq!(reply.backend, name, "{tcp}");
-                assert_eq!(connection.stream().peer_addr().expect("peer"), tcp);
-                replies.push(reply);
-            }
-            for (client, name) in udp.iter().zip(NAMES.into_iter().cycle()) {
-                let payload = "x".repeat(round * 600);
-                let reply = client.ask(&payload).unwrap_or_else(|e| panic!("UDP {family:?}: {e}"));
-                assert_eq!(reply.backend, name, "UDP {family:?}, round {round}");
-                replies.push(reply);
-            }
-        }
-        replies
-    });
-    for direction in [Direction::Down, Direction::Up] {
-        check_transfer(client, family, direction);
-    }
-    replies
-}
-
-fn check_transfer(client: &Namespace, family: Family, direction: Direction) {
-    let started = Instant::now();
-    let (sent, came) = client.run(|| {
-        let connection = Connection::open(endpoint(family, PORT)).expect("connect");
-        transfer(connection.stream(), direction, LENGTH)
-            .unwrap_or_else(|error| panic!("{family:?} {direction:?}: {error}"))
-    });
-    assert_eq!(sent, came, "{family:?} {direction:?}: the hashes differ");
-    println!("{family:?} {direction:?}: {LENGTH} bytes in {:.1?}", started.elapsed());
-}
-
-/// Nothing was dropped.
-fn check_verdicts(agent: &Agent<'_>) {
-    let verdicts = &agent.status()["verdicts"];
-    for dropped in VERDICTS.iter().filter(|info| info.kind == VerdictKind::Dropped) {
-        assert_eq!(verdicts[dropped.name], 0, "{verdicts}");
-    }
-}
 
 fn check_snat(attach: &str) {
     let sandbox = Sandbox::new();
@@ -116,16 +36,17 @@ fn check_snat(attach: &str) {
         let [one, two] = OneLink::sources(family);
         format!("mode = \"snat\"\nsources = [\"{one}\", \"{two}\"]\nsource_ports = \"20000-29999\"")
     };
-    let config = config(attach, |port| 8000 + port, options);
+    let backend = |family, number, port| OneLink::backend_address(family, number, 8000 + port);
+    let config = config(attach, backend, options);
     let installation = Installation::new(&sandbox, &network.graylb, &config);
     let agent = installation.start();
     for family in Family::BOTH {
-        for reply in check_service(&network.client, family) {
+        for reply in check(&network.client, family, LENGTH) {
             assert!(OneLink::sources(family).contains(&reply.client.ip()), "{reply:?}");
             assert!((20000..30000).contains(&reply.client.port()), "{reply:?}");
         }
     }
-    check_verdicts(&agent);
+    nothing_was_dropped(&agent);
 }
 
 #[test]
@@ -169,15 +90,15 @@ fn check_dsr(attach: &str) {
             network.introduce(address);
         }
     }
-    let config = config(attach, |port| port, |_| "mode = \"dsr\"".to_owned());
+    let config = config(attach, OneLink::backend_address, |_| "mode = \"dsr\"".to_owned());
     let installation = Installation::new(&sandbox, &network.graylb, &config);
     let agent = installation.start();
     for family in Family::BOTH {
-        for reply in check_service(&network.client, family) {
+        for reply in check(&network.client, family, LENGTH) {
             assert_eq!(reply.client.ip(), Routed::client_address(family), "{reply:?}");
         }
     }
-    check_verdicts(&agent);
+    nothing_was_dropped(&agent);
     for service in agent.status()["services"].as_array().expect("services") {
         if service["protocol"] == "tcp" {
             for backend in service["backends"].as_array().expect("backends") {
@@ -232,7 +153,7 @@ fn switching_between_nat_and_snat() {
         for pool in ["far", "near"] {
             api.switch("demo", pool);
             short.wait_rounds(3);
-            let fresh = network.client.run(|| graylb_tests::client::ask(endpoint));
+            let fresh = network.client.run(|| client::ask(endpoint));
             assert_eq!(fresh.expect("an answer").backend, pool, "round {round}");
             assert_eq!(old.ask().expect("an answer").backend, home, "it stays");
         }
@@ -242,7 +163,7 @@ fn switching_between_nat_and_snat() {
     short.assert_clean();
     long.assert_clean();
     assert!(short.backends.len() == 2, "{short}");
-    check_verdicts(&agent);
+    nothing_was_dropped(&agent);
 }
 
 /// A port that one connection has given up is soon another's, while the backend still remembers the first
@@ -275,5 +196,5 @@ fn snat_uses_ports_again() {
         }
     });
     println!("8 connections through 2 ports in {:.1?}", started.elapsed());
-    check_verdicts(&agent);
+    nothing_was_dropped(&agent);
 }
