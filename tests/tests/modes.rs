@@ -188,13 +188,13 @@ fn snat_uses_ports_again() {
     let clients = [Routed::client_address(Family::V4), "10.1.0.3".parse().expect("an address")];
     let started = Instant::now();
     network.client.run(|| {
-        for (number, client) in (0..8).zip(clients.into_iter().cycle()) {
+        for (number, client) in (0..24).zip(clients.into_iter().cycle()) {
             let opened = Connection::open_from(SocketAddr::new(client, 0), endpoint);
             let mut connection = opened.unwrap_or_else(|e| panic!("number {number}: {e}"));
             let reply = connection.request("GET", "/", "Connection: close\r\n", "");
             assert_eq!(reply.unwrap_or_else(|e| panic!("number {number}: {e}")).0, 200);
         }
     });
-    println!("8 connections through 2 ports in {:.1?}", started.elapsed());
+    println!("24 connections through 2 ports in {:.1?}", started.elapsed());
     nothing_was_dropped(&agent);
 }
