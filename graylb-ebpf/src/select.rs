@@ -100,7 +100,13 @@ fn claim_tuple<Fam: Family, F: Frame>(
     for _ in 0..TUPLE_TRIES {
         match standing::<Fam>(packet, reply_key) {
             Standing::Free => return Ok(()),
-            Standing::Worn => worn = reply_key.destination_port,
+            // The client itself uses its port again, and knows what the backend may remember of it.
+            Standing::Ended
+                if reply_key.destination_port == from.port && backend.mode != MODE_SNAT =>
+            {
+                return Ok(());
+            }
+            Standing::Ended | Standing::Idle => worn = reply_key.destination_port,
             Standing::Taken => {}
         }
         reply_key.destination_port = from.others.any();
@@ -116,8 +122,10 @@ fn claim_tuple<Fam: Family, F: Frame>(
 enum Standing {
     /// One is using it.
     Taken,
-    /// One has given it up, but its backend may not know that yet: for want of a better one.
-    Worn,
+    /// One has it that has not been heard of for long: for want of a better one.
+    Idle,
+    /// One has given it up, but the backend may remember it: the same.
+    Ended,
     /// None has anything to do with it.
     Free,
 }
@@ -178,7 +186,7 @@ fn tcp_standing<Fam: Family>(key: &KeyOf<Fam>, reply_key: &KeyOf<Fam>) -> Standi
         if !idle(&entry.value().flow, TIME_WAIT_NS) {
             return Standing::Taken;
         }
-        standing = Standing::Worn;
+        standing = Standing::Idle;
     }
     if let Some(entry) = Fam::tcp().find(reply_key)
         && !owned::<Fam>(entry.value(), key)
@@ -190,7 +198,7 @@ fn tcp_standing<Fam: Family>(key: &KeyOf<Fam>, reply_key: &KeyOf<Fam>) -> Standi
         if !closed && !idle(entry.value(), IDLE_NS) {
             return Standing::Taken;
         }
-        standing = Standing::Worn;
+        standing = if closed { Standing::Ended } else { Standing::Idle };
     }
     standing
 }
