@@ -9,6 +9,7 @@ use crate::{
     flow::{Flow, FlowKey, HalfOpen, NextHop},
     service::{Service, ServiceKey, Slot, Turn},
     settings::Settings,
+    verdict::ServiceDrops,
 };
 
 /// The layout version of the pinned maps and programs.
@@ -36,4 +37,5 @@ const _: () = {
     assert_size::<HalfOpen<[u8; 4]>>(80);
     assert_size::<HalfOpen<[u8; 16]>>(104);
     assert_size::<Settings>(16);
+    assert_size::<ServiceDrops>(64);
 };

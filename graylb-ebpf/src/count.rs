@@ -10,6 +10,13 @@ pub fn verdict(verdict: Verdict) {
     maps::count_verdict(verdict);
 }
 
+/// Counts a packet of a known service that does not go on its way; returns its verdict.
+#[inline(always)]
+pub fn for_service(service: u32, verdict: Verdict) -> Verdict {
+    maps::count_service_verdict(service, verdict);
+    verdict
+}
+
 /// Whether a verdict means that something is wrong in graylb or its limits, so that it is worth a line
 /// in the log. Never one that a sender can cause at will.
 #[inline(always)]
@@ -41,5 +48,11 @@ pub fn refused(backend: u32) {
 #[inline(always)]
 pub fn closed(backend: u32) {
     maps::count_backend(backend, |counters| counters.closed += 1);
+    maps::add_active(backend, -1);
+}
+
+/// A flow that nothing said the end of gave its place to a new one.
+#[inline(always)]
+pub fn replaced(backend: u32) {
     maps::add_active(backend, -1);
 }

@@ -13,15 +13,20 @@ use graylb_common::{
     backend::{Active, Backend, BackendCounters, Source},
     flow::{Flow, FlowKey, HalfOpen, NextHop},
     maps::{
-        DEFAULT_HALF_OPEN_ENTRIES, DEFAULT_TCP_ENTRIES, DEFAULT_UDP_ENTRIES, MAX_BACKENDS,
-        MAX_SERVICES, MAX_SLOTS, MAX_SOURCES, MAX_TURNS,
+        DEFAULT_BACKENDS, DEFAULT_HALF_OPEN_ENTRIES, DEFAULT_SERVICES, DEFAULT_SLOTS,
+        DEFAULT_SOURCES, DEFAULT_TCP_ENTRIES, DEFAULT_UDP_ENTRIES, IDS_PER_SERVICE,
+        TURNS_PER_SERVICE,
     },
     service::{Service, ServiceKey, Slot, Turn},
     settings::Settings,
-    verdict::{VERDICT_COUNT, Verdict, VerdictCounters},
+    verdict::{SERVICE_VERDICTS, ServiceDrops, VERDICT_COUNT, Verdict, VerdictCounters},
 };
 
-const SERVICES: usize = MAX_SERVICES as usize;
+// The sizes are defaults: the agent sets them from its config when it loads the programs.
+const SERVICES: usize = DEFAULT_SERVICES as usize;
+const SERVICE_IDS: usize = SERVICES * IDS_PER_SERVICE as usize;
+const TURN_COUNTERS: usize = SERVICES * TURNS_PER_SERVICE as usize;
+const BACKEND_ENTRIES: usize = DEFAULT_BACKENDS as usize;
 const TCP: usize = DEFAULT_TCP_ENTRIES as usize;
 const HALF_OPEN: usize = DEFAULT_HALF_OPEN_ENTRIES as usize;
 const UDP: usize = DEFAULT_UDP_ENTRIES as usize;
@@ -40,12 +45,12 @@ macro_rules! maps {
 maps! {
     "services_v4" SERVICES_V4: HashMap<ServiceKey<[u8; 4]>, Service, SERVICES>;
     "services_v6" SERVICES_V6: HashMap<ServiceKey<[u8; 16]>, Service, SERVICES>;
-    "slots" SLOTS: Array<Slot, { MAX_SLOTS as usize }>;
-    "turns" TURNS: Array<Turn, { MAX_TURNS as usize }>;
-    "backends" BACKENDS: Array<Backend, { MAX_BACKENDS as usize }>;
-    "backend_stats" BACKEND_STATS: PerCpuArray<BackendCounters, { MAX_BACKENDS as usize }>;
-    "active" ACTIVE: Array<Active, { MAX_BACKENDS as usize }>;
-    "sources" SOURCES: Array<Source, { MAX_SOURCES as usize }>;
+    "slots" SLOTS: Array<Slot, { DEFAULT_SLOTS as usize }>;
+    "turns" TURNS: Array<Turn, TURN_COUNTERS>;
+    "backends" BACKENDS: Array<Backend, BACKEND_ENTRIES>;
+    "backend_stats" BACKEND_STATS: PerCpuArray<BackendCounters, BACKEND_ENTRIES>;
+    "active" ACTIVE: Array<Active, BACKEND_ENTRIES>;
+    "sources" SOURCES: Array<Source, { DEFAULT_SOURCES as usize }>;
     "tcp_v4" TCP_V4: Lru<FlowKey<[u8; 4]>, Flow<[u8; 4]>, TCP>;
     "tcp_v6" TCP_V6: Lru<FlowKey<[u8; 16]>, Flow<[u8; 16]>, TCP>;
     "half_open_v4" HALF_OPEN_V4: Lru<FlowKey<[u8; 4]>, HalfOpen<[u8; 4]>, HALF_OPEN>;
@@ -53,6 +58,7 @@ maps! {
     "udp_v4" UDP_V4: Lru<FlowKey<[u8; 4]>, Flow<[u8; 4]>, UDP>;
     "udp_v6" UDP_V6: Lru<FlowKey<[u8; 16]>, Flow<[u8; 16]>, UDP>;
     "verdicts" VERDICTS: PerCpuArray<VerdictCounters, 1>;
+    "service_drops" SERVICE_DROPS: PerCpuArray<ServiceDrops, SERVICE_IDS>;
     "settings" SETTINGS: Array<Settings, 1>;
     "draft_v4" DRAFT_V4: PerCpuArray<Draft<[u8; 4]>, 1>;
     "draft_v6" DRAFT_V6: PerCpuArray<Draft<[u8; 16]>, 1>;
@@ -289,6 +295,20 @@ pub fn count_verdict(verdict: Verdict) {
         // SAFETY: VerdictCounters is VERDICT_COUNT words (asserted beside it), `index` is below that
         // (above), and the element is this CPU's own.
         unsafe { *counters.cast::<u64>().add(index) += 1 }
+    }
+}
+
+/// Counts a verdict for a service on this CPU, if it is one of those.
+#[inline(always)]
+pub fn count_service_verdict(service: u32, verdict: Verdict) {
+    let place = ServiceDrops::place(verdict);
+    if place >= SERVICE_VERDICTS.len() {
+        return;
+    }
+    if let Some(drops) = SERVICE_DROPS.get_ptr_mut(service) {
+        // SAFETY: ServiceDrops is SERVICE_VERDICTS.len() words (asserted beside it), `place` is below that
+        // (above), and the element is this CPU's own.
+        unsafe { *drops.cast::<u64>().add(place) += 1 }
     }
 }
 

@@ -2,13 +2,14 @@
 //! verdict is counted here.
 
 use aya_log_ebpf::info;
-use graylb_common::verdict::Verdict;
+use graylb_common::{flow::Flow, verdict::Verdict};
 
 use crate::{
     access::Frame,
     classify, count,
     emit::{self, Exit},
     family::{Family, V4, V6},
+    maps::Entry,
     parse::{self, Packet},
     rewrite,
 };
@@ -76,9 +77,20 @@ fn steer<D: Direction, F: Frame>(frame: &mut F) -> Result<Exit, Verdict> {
 fn steer_family<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> Result<Exit, Verdict> {
     let packet: Packet<Fam> = parse::parse(frame)?;
     let flow = classify::classify::<D, Fam, F>(frame, &packet)?;
-    rewrite::rewrite::<Fam, F>(frame, &packet, flow.value())?;
+    forward::<D, Fam, F>(frame, &packet, flow)
+        .map_err(|verdict| count::for_service(flow.value().service, verdict))
+}
+
+/// Sends a packet the way of its flow.
+#[inline(always)]
+fn forward<D: Direction, Fam: Family, F: Frame>(
+    frame: &mut F,
+    packet: &Packet<Fam>,
+    flow: Entry<Flow<Fam::Address>>,
+) -> Result<Exit, Verdict> {
+    rewrite::rewrite::<Fam, F>(frame, packet, flow.value())?;
     if D::IN {
-        Ok(emit::emit::<Fam, F>(frame, &packet, flow)?)
+        emit::emit::<Fam, F>(frame, packet, flow)
     } else {
         Ok(Exit::plain::<F>(Verdict::Replied))
     }

@@ -2,6 +2,7 @@
 
 use graylb_common::{
     flow::{FLOW_REPLY, Flow},
+    service::Service,
     verdict::Verdict,
 };
 
@@ -22,7 +23,8 @@ pub fn classify<D: Direction, Fam: Family, F: Frame>(
     packet: &Packet<Fam>,
 ) -> Result<Entry<Flow<Fam::Address>>, Verdict> {
     let now = now_ns();
-    if let Some(flow) = Fam::udp().find(&packet.key) {
+    let found = Fam::udp().find(&packet.key);
+    if let Some(flow) = found {
         let reply = flow.value().state & FLOW_REPLY != 0;
         if !D::IN && !reply {
             return Err(Verdict::HostOutput);
@@ -33,6 +35,22 @@ pub fn classify<D: Direction, Fam: Family, F: Frame>(
         }
     }
     let service = classify::service::<D, Fam>(packet)?;
+    let expired = found.map(|flow| flow.value().backend);
+    let opened = open::<Fam, F>(frame, packet, service)
+        .map_err(|verdict| count::for_service(service.id, verdict))?;
+    if let Some(backend) = expired {
+        count::replaced(backend);
+    }
+    Ok(opened)
+}
+
+/// A new flow of a service.
+#[inline(always)]
+fn open<Fam: Family, F: Frame>(
+    frame: &F,
+    packet: &Packet<Fam>,
+    service: &Service,
+) -> Result<Entry<FlowOf<Fam>>, Verdict> {
     let choice = select::backend::<Fam>(service)?;
     let draft = select::draft::<Fam, F>(frame, packet, service, &choice)?;
     let table = Fam::udp();

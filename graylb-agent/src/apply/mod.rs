@@ -4,31 +4,40 @@
 //! and it is never on the packet path: dropping [`DataPlane`] leaves everything pinned and at work.
 
 mod attach;
+mod backends;
+mod batch;
 mod device;
 mod error;
+mod flow_report;
+mod numbers;
 mod pins;
 mod regions;
+mod sweep;
 mod tables;
+mod watch;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel, programs::ProgramError, util::KernelVersion};
 use aya_log::EbpfLogger;
 use graylb_common::{
     backend::BackendCounters,
     maps::{self, GLOBAL_CSUM_IPV6_FLAG},
-    verdict::VerdictCounters,
+    verdict::{ServiceDrops, VerdictCounters},
 };
 
 pub use self::{
     attach::Attachment,
     error::ApplyError,
+    flow_report::{BackendFlows, FlowReport, TableFill},
     pins::{UnloadReport, unload},
+    sweep::Sweeper,
+    watch::{FlowWatch, kernel_clock_ns},
 };
 use self::{pins::Pins, tables::Tables};
 use crate::{
     compile::{Change, Image},
-    config::{FlowsConfig, InterfaceConfig},
+    config::{FlowsConfig, InterfaceConfig, LimitsConfig, map_sizes},
     model::spec::Endpoint,
 };
 
@@ -46,6 +55,8 @@ pub struct Options {
     pub pin_dir: PathBuf,
     /// Sizes of the flow tables.
     pub flows: FlowsConfig,
+    /// Sizes of the other tables.
+    pub limits: LimitsConfig,
     /// Log diagnostic events.
     pub kernel_log: bool,
 }
@@ -69,7 +80,7 @@ impl DataPlane {
     /// kernel refuses a map or program.
     pub fn open(options: &Options) -> Result<Self, ApplyError> {
         let pins = Pins::open(&options.pin_dir)?;
-        let mut notes = pins.check_maps(&sizes(&options.flows))?;
+        let mut notes = pins.check_maps(&map_sizes(&options.flows, &options.limits))?;
         let mut ebpf = match load(&pins, options) {
             Ok(ebpf) => ebpf,
             Err(error) => {
@@ -158,6 +169,24 @@ impl DataPlane {
         self.tables.verdicts()
     }
 
+    /// Packets of each service in force that did not go on their way, by endpoint.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn service_drops(&self) -> Result<BTreeMap<Endpoint, ServiceDrops>, ApplyError> {
+        self.tables.service_drops()
+    }
+
+    /// Every backend's counters, by the index that [`DataPlane::backend_indices`] says.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn counters(&self) -> Result<Vec<BackendCounters>, ApplyError> {
+        self.tables.counters()
+    }
+
     /// Counters of a service's backends, for each pool number and backend address that was in force
     /// since the maps were made.
     ///
@@ -171,6 +200,24 @@ impl DataPlane {
         self.tables.backend_counters(endpoint)
     }
 
+    /// What looks the flow tables over, by its own handles: it may go to another thread.
+    ///
+    /// # Errors
+    ///
+    /// The pinned maps cannot be opened.
+    pub fn sweeper(&self) -> Result<Sweeper, ApplyError> {
+        Sweeper::open(&self.pins.maps(), self.tables.backends_end())
+    }
+
+    /// A service's backends of every pool that was in force since the maps were made, by pool number and
+    /// address, with their indices.
+    pub fn backend_indices(
+        &self,
+        endpoint: &Endpoint,
+    ) -> impl Iterator<Item = (u32, SocketAddr, u32)> {
+        self.tables.backend_indices(endpoint)
+    }
+
     /// Gives up a start that failed: if this process made the pins, they go again; what an earlier agent
     /// left stays at work.
     pub fn abandon(&self) {
@@ -178,16 +225,10 @@ impl DataPlane {
     }
 }
 
-/// Entries of the maps whose size is configured.
-fn sizes(flows: &FlowsConfig) -> [(&'static str, u32); 6] {
-    [
-        (maps::TCP_V4, flows.tcp),
-        (maps::TCP_V6, flows.tcp),
-        (maps::HALF_OPEN_V4, flows.half_open),
-        (maps::HALF_OPEN_V6, flows.half_open),
-        (maps::UDP_V4, flows.udp),
-        (maps::UDP_V6, flows.udp),
-    ]
+/// CPUs that may ever be there: per-CPU maps hold a value for each. 1 where the system does not say.
+#[must_use]
+pub fn possible_cpus() -> usize {
+    aya::util::nr_cpus().unwrap_or(1)
 }
 
 /// Loads maps and programs, and pins the programs; the links are [`attach`]'s.
@@ -205,8 +246,8 @@ fn load(pins: &Pins, options: &Options) -> Result<Ebpf, ApplyError> {
     for name in maps::ALL {
         loader.map_pin_path(name, pins.map(name));
     }
-    for (name, entries) in sizes(&options.flows) {
-        loader.map_max_entries(name, entries);
+    for size in map_sizes(&options.flows, &options.limits) {
+        loader.map_max_entries(size.name, size.entries);
     }
     let mut ebpf = loader
         .load(OBJECT)

@@ -21,6 +21,7 @@ use rustix::{
 };
 
 use super::ApplyError;
+use crate::config::MapSize;
 
 /// Where BPF file systems are mounted by convention.
 const BPFFS: &str = "/sys/fs/bpf";
@@ -76,9 +77,14 @@ impl Pins {
         Ok(Self { base: base.to_owned(), root, fresh, _lock: lock })
     }
 
+    /// Where the maps are pinned, by their names.
+    pub(super) fn maps(&self) -> PathBuf {
+        self.root.join("maps")
+    }
+
     /// Where a map is pinned.
     pub(super) fn map(&self, name: &str) -> PathBuf {
-        self.root.join("maps").join(name)
+        self.maps().join(name)
     }
 
     /// Where a link is pinned. A BPF file system takes no dots in names, interfaces do.
@@ -87,11 +93,11 @@ impl Pins {
         self.root.join("links").join(format!("{}:{interface}", hook.name()))
     }
 
-    /// Checks the pinned maps against what this agent wants of them. A flow table of another size is
-    /// kept, and said so; other differences are errors.
-    pub(super) fn check_maps(&self, sizes: &[(&str, u32)]) -> Result<Vec<String>, ApplyError> {
+    /// Checks the pinned maps against what this agent wants of them. A map of another size is kept, and
+    /// said so.
+    pub(super) fn check_maps(&self, sizes: &[MapSize]) -> Result<Vec<String>, ApplyError> {
         let mut notes = Vec::new();
-        for (name, wanted) in sizes {
+        for MapSize { name, entries: wanted, .. } in sizes {
             let path = self.map(name);
             if !path.exists() {
                 continue;
@@ -101,7 +107,7 @@ impl Pins {
             })?;
             if info.max_entries() != *wanted {
                 notes.push(format!(
-                    "map {name} keeps its {} entries, the config says {wanted}: flows live in it; `graylb unload` and a new start change its size",
+                    "map {name} keeps its {} entries, the config says {wanted}: what is in it is in use; `graylb unload` and a new start change its size",
                     info.max_entries()
                 ));
             }

@@ -5,23 +5,31 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd as _,
+    sync::{Arc, atomic::AtomicU32},
     time::{Duration, Instant},
 };
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError, PerCpuArray, PerCpuValues},
 };
 use graylb_common::{
-    backend::{Backend, BackendCounters, FAMILY_V4, FAMILY_V6, MODE_NAT},
+    backend::BackendCounters,
     maps,
     service::{PROTOCOL_TCP, PROTOCOL_UDP, SELECT_TURNS, Service, ServiceKey, Slot, Turn},
     settings::Settings,
-    verdict::VerdictCounters,
+    verdict::{ServiceDrops, VerdictCounters},
 };
 
-use super::{ApplyError, regions::Regions};
+use super::{
+    ApplyError,
+    backends::{Backends, Identity, backend_address},
+    batch,
+    numbers::Numbers,
+    regions::Regions,
+};
 use crate::{
     compile::{BackendImage, Change, Image, ServiceImage},
     model::spec::{Endpoint, Protocol},
@@ -29,26 +37,28 @@ use crate::{
 
 type Services<A> = HashMap<MapData, ServiceKey<A>, Service>;
 
-/// A backend's identity: service number, pool number, address.
-type Identity = (u32, u32, SocketAddr);
-
 /// graylb's maps, and what is in them.
 pub(super) struct Tables {
     services_v4: Services<[u8; 4]>,
     services_v6: Services<[u8; 16]>,
     slots: Array<MapData, Slot>,
     turns: Array<MapData, Turn>,
-    backends: Array<MapData, Backend>,
-    backend_stats: PerCpuArray<MapData, BackendCounters>,
+    backends: Backends,
     verdicts: PerCpuArray<MapData, VerdictCounters>,
+    service_drops: PerCpuArray<MapData, ServiceDrops>,
     settings: Array<MapData, Settings>,
     image: Image,
     entries: BTreeMap<Endpoint, Service>,
-    indices: BTreeMap<Identity, u32>,
+    service_ids: Numbers,
     regions: Regions,
+    /// Services per family and slots that fit.
+    services_limit: u32,
+    slots_limit: u32,
+    /// How many of `entries` are of IPv4.
+    v4_services: u32,
 }
 
-fn take<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, ApplyError>
+pub(super) fn take<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, ApplyError>
 where
     M: TryFrom<Map, Error = MapError>,
 {
@@ -61,19 +71,27 @@ where
 impl Tables {
     /// Takes the maps out of the loaded object.
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, ApplyError> {
+        // The sizes are the maps' own: pinned ones keep theirs.
+        let slots: Array<MapData, Slot> = take(ebpf, maps::SLOTS)?;
+        let turns: Array<MapData, Turn> = take(ebpf, maps::TURNS)?;
+        let services_limit = turns.len() / maps::TURNS_PER_SERVICE;
+        let slots_limit = slots.len();
         Ok(Self {
             services_v4: take(ebpf, maps::SERVICES_V4)?,
             services_v6: take(ebpf, maps::SERVICES_V6)?,
-            slots: take(ebpf, maps::SLOTS)?,
-            turns: take(ebpf, maps::TURNS)?,
-            backends: take(ebpf, maps::BACKENDS)?,
-            backend_stats: take(ebpf, maps::BACKEND_STATS)?,
+            slots,
+            turns,
+            backends: Backends::take(ebpf)?,
             verdicts: take(ebpf, maps::VERDICTS)?,
+            service_drops: take(ebpf, maps::SERVICE_DROPS)?,
             settings: take(ebpf, maps::SETTINGS)?,
             image: Image::new(),
             entries: BTreeMap::new(),
-            indices: BTreeMap::new(),
-            regions: Regions::new(maps::MAX_SLOTS, []),
+            service_ids: Numbers::new(services_limit * maps::IDS_PER_SERVICE, &BTreeSet::new()),
+            regions: Regions::new(slots_limit, []),
+            services_limit,
+            slots_limit,
+            v4_services: 0,
         })
     }
 
@@ -89,10 +107,11 @@ impl Tables {
     /// out, and said so; it is put in again with the next changes.
     pub(super) fn reconcile(&mut self) -> Result<Vec<String>, ApplyError> {
         let mut notes = Vec::new();
+        let mut in_force = BTreeMap::new();
         for (endpoint, entry) in self.read_services()? {
             match self.read_image(&endpoint, &entry) {
                 Ok((image, indices)) => {
-                    self.indices.extend(indices);
+                    in_force.extend(indices);
                     self.image.insert(endpoint, image);
                     self.entries.insert(endpoint, entry);
                 }
@@ -105,7 +124,11 @@ impl Tables {
             }
         }
         let taken = self.entries.values().map(|entry| (entry.slots_start, entry.slots_count));
-        self.regions = Regions::new(maps::MAX_SLOTS, taken);
+        self.regions = Regions::new(self.slots_limit, taken);
+        self.v4_services = self.entries.keys().filter(|e| e.address.is_ipv4()).count() as u32;
+        let ids = self.entries.values().map(|entry| entry.id).collect();
+        self.service_ids = Numbers::new(self.services_limit * maps::IDS_PER_SERVICE, &ids);
+        self.backends.reconcile(&in_force, &ids)?;
         if !self.entries.is_empty() {
             notes.push(format!("took over {} services from the pinned maps", self.entries.len()));
         }
@@ -133,7 +156,7 @@ impl Tables {
         entry: &Service,
     ) -> Result<(ServiceImage, BTreeMap<Identity, u32>), String> {
         let end = entry.slots_start.checked_add(entry.slots_count);
-        if end.is_none_or(|end| end > maps::MAX_SLOTS) {
+        if end.is_none_or(|end| end > self.slots_limit) {
             return Err(format!("slots {} + {}", entry.slots_start, entry.slots_count));
         }
         let mut image = ServiceImage { pool: entry.pool, backends: Vec::new(), slots: Vec::new() };
@@ -145,7 +168,7 @@ impl Tables {
                 image.slots.push(*known);
                 continue;
             }
-            let backend = self.backends.get(&slot.backend, 0).map_err(|error| error.to_string())?;
+            let backend = self.backends.entry(slot.backend).map_err(|error| error.to_string())?;
             let address = backend_address(&backend)
                 .filter(|address| address.is_ipv4() == endpoint.address.is_ipv4())
                 .filter(|_| backend.service == entry.id)
@@ -174,16 +197,34 @@ impl Tables {
             Some(entry) => entry.id,
             None => self.free_service_id(&endpoint)?,
         };
+        let put = self.put_under(id, old, endpoint, image);
+        if put.is_err() && old.is_none() {
+            self.service_ids.give_back(id);
+        }
+        put
+    }
+
+    fn put_under(
+        &mut self,
+        id: u32,
+        old: Option<Service>,
+        endpoint: Endpoint,
+        image: &ServiceImage,
+    ) -> Result<u64, ApplyError> {
         let generation = old.map_or(0, |entry| entry.generation) + 1;
         let mut indices = Vec::with_capacity(image.backends.len());
         for backend in &image.backends {
-            indices.push(self.write_backend(id, image.pool, backend)?);
+            let in_force = || in_force(&self.entries, &self.image);
+            indices.push(self.backends.put(id, image.pool, backend, in_force)?);
         }
         let now = Instant::now();
         let count = image.slots.len() as u32;
         let start = match count {
             0 => 0,
-            _ => self.regions.take(count, now).ok_or_else(|| full(maps::SLOTS, maps::MAX_SLOTS))?,
+            _ => self
+                .regions
+                .take(count, now)
+                .ok_or_else(|| full(maps::SLOTS, self.slots_limit, "limits.slots"))?,
         };
         // The generation before this one steps through the other counter.
         let turn = id * 2 + (generation % 2) as u32;
@@ -211,7 +252,9 @@ impl Tables {
         if let Some(old) = old {
             self.regions.give_back(old.slots_start, old.slots_count, now);
         }
-        self.entries.insert(endpoint, entry);
+        if self.entries.insert(endpoint, entry).is_none() {
+            self.v4_services += u32::from(endpoint.address.is_ipv4());
+        }
         self.image.insert(endpoint, image.clone());
         Ok(generation)
     }
@@ -220,70 +263,37 @@ impl Tables {
         self.remove_service(endpoint)?;
         if let Some(entry) = self.entries.remove(endpoint) {
             self.regions.give_back(entry.slots_start, entry.slots_count, Instant::now());
-            self.indices.retain(|(service, _, _), _| *service != entry.id);
+            self.v4_services -= u32::from(endpoint.address.is_ipv4());
+            self.service_ids.give_back(entry.id);
+            self.image.remove(endpoint);
+            self.backends.forget_service(entry.id)?;
         }
-        self.image.remove(endpoint);
         Ok(())
     }
 
-    fn free_service_id(&self, endpoint: &Endpoint) -> Result<u32, ApplyError> {
-        let same_family = self
-            .entries
-            .keys()
-            .filter(|e| e.address.is_ipv4() == endpoint.address.is_ipv4())
-            .count();
-        if same_family >= maps::MAX_SERVICES as usize {
-            return Err(full("services", maps::MAX_SERVICES));
+    fn free_service_id(&mut self, endpoint: &Endpoint) -> Result<u32, ApplyError> {
+        let size = self.services_limit;
+        let none_left = || full("services", size, "limits.services");
+        // The map of the endpoint's family may be full before the numbers, which both share, are.
+        let v4 = self.v4_services;
+        let same_family =
+            if endpoint.address.is_ipv4() { v4 } else { self.entries.len() as u32 - v4 };
+        if same_family >= size {
+            return Err(none_left());
         }
-        let used: BTreeSet<u32> = self.entries.values().map(|entry| entry.id).collect();
-        (0..2 * maps::MAX_SERVICES)
-            .find(|id| !used.contains(id))
-            .ok_or_else(|| full("services", maps::MAX_SERVICES))
-    }
-
-    /// The backend's index; its entry is written unless it is there as it should be.
-    fn write_backend(
-        &mut self,
-        service: u32,
-        pool: u32,
-        image: &BackendImage,
-    ) -> Result<u32, ApplyError> {
-        let identity = (service, pool, image.address);
-        let entry = backend_entry(service, pool, image);
-        if let Some(&index) = self.indices.get(&identity) {
-            set(&mut self.backends, maps::BACKENDS, index, entry)?;
-            return Ok(index);
+        let id = self.service_ids.take().ok_or_else(none_left)?;
+        // What an earlier service of this number dropped.
+        let zeros = vec![ServiceDrops::default(); super::possible_cpus()];
+        let written = PerCpuValues::try_from(zeros)
+            .map_err(|error| ApplyError::new("per-CPU counters", error))
+            .and_then(|zeros| {
+                let set = self.service_drops.set(id, zeros, 0);
+                set.map_err(|error| write_error(maps::SERVICE_DROPS, error))
+            });
+        if written.is_err() {
+            self.service_ids.give_back(id);
         }
-        let index = self.free_backend_index()?;
-        let cpus = aya::util::nr_cpus()
-            .map_err(|(what, error)| ApplyError::new(format!("cannot read {what}"), error))?;
-        let zeros = PerCpuValues::try_from(vec![BackendCounters::default(); cpus])
-            .map_err(|error| ApplyError::new("per-CPU counters", error))?;
-        self.backend_stats
-            .set(index, zeros, 0)
-            .map_err(|error| write_error(maps::BACKEND_STATS, error))?;
-        set(&mut self.backends, maps::BACKENDS, index, entry)?;
-        self.indices.insert(identity, index);
-        Ok(index)
-    }
-
-    /// An index that no backend has; when there is none left, that of a backend not in force any more.
-    fn free_backend_index(&mut self) -> Result<u32, ApplyError> {
-        if self.indices.len() >= maps::MAX_BACKENDS as usize {
-            let in_force: BTreeSet<Identity> = self
-                .entries
-                .iter()
-                .flat_map(|(endpoint, entry)| {
-                    let backends = self.image.get(endpoint).map_or(&[][..], |i| &i.backends);
-                    backends.iter().map(|backend| (entry.id, entry.pool, backend.address))
-                })
-                .collect();
-            self.indices.retain(|identity, _| in_force.contains(identity));
-        }
-        let used: BTreeSet<u32> = self.indices.values().copied().collect();
-        (0..maps::MAX_BACKENDS)
-            .find(|index| !used.contains(index))
-            .ok_or_else(|| full(maps::BACKENDS, maps::MAX_BACKENDS))
+        written.map(|()| id)
     }
 
     fn write_slots(
@@ -356,27 +366,65 @@ impl Tables {
         Ok(total)
     }
 
+    /// Packets of each service that did not go on their way, all CPUs together, by endpoint.
+    pub(super) fn service_drops(&self) -> Result<BTreeMap<Endpoint, ServiceDrops>, ApplyError> {
+        let cpus = super::possible_cpus();
+        let map = self.service_drops.map().fd().as_fd();
+        let all = batch::read_array::<ServiceDrops>(map, self.service_ids.end(), cpus)
+            .map_err(|error| read_error(maps::SERVICE_DROPS, error))?;
+        let mut drops = BTreeMap::new();
+        for (endpoint, entry) in &self.entries {
+            let mut total = ServiceDrops::default();
+            all.chunks(cpus)
+                .nth(entry.id as usize)
+                .into_iter()
+                .flatten()
+                .for_each(|c| total.add(c));
+            drops.insert(*endpoint, total);
+        }
+        Ok(drops)
+    }
+
+    /// Every backend's counters by index, all CPUs together.
+    pub(super) fn counters(&self) -> Result<Vec<BackendCounters>, ApplyError> {
+        self.backends.all_counters().map_err(|error| read_error(maps::BACKEND_STATS, error))
+    }
+
+    /// Where the backends' indices end; it follows.
+    pub(super) fn backends_end(&self) -> Arc<AtomicU32> {
+        self.backends.end()
+    }
+
+    pub(super) fn backend_indices(
+        &self,
+        endpoint: &Endpoint,
+    ) -> impl Iterator<Item = (u32, SocketAddr, u32)> {
+        let entry = self.entries.get(endpoint);
+        let mine = entry.into_iter().flat_map(|entry| self.backends.of_service(entry.id));
+        mine.map(|((_, pool, address), index)| (pool, address, index))
+    }
+
     pub(super) fn backend_counters(
         &self,
         endpoint: &Endpoint,
     ) -> Result<Vec<(u32, SocketAddr, BackendCounters)>, ApplyError> {
         let Some(entry) = self.entries.get(endpoint) else { return Ok(Vec::new()) };
-        let mine = self.indices.iter().filter(|((service, _, _), _)| *service == entry.id);
-        let mut counters = Vec::new();
-        for (&(_, pool, address), index) in mine {
-            let per_cpu = self
-                .backend_stats
-                .get(index, 0)
-                .map_err(|error| read_error(maps::BACKEND_STATS, error))?;
-            let mut total = BackendCounters::default();
-            per_cpu.iter().for_each(|counters| total.add(counters));
-            counters.push((pool, address, total));
-        }
-        Ok(counters)
+        let mine = self.backends.of_service(entry.id);
+        mine.map(|((_, pool, address), index)| Ok((pool, address, self.backends.counters(index)?)))
+            .collect()
     }
 }
 
-fn set<V: aya::Pod>(
+/// The backends that services lead to.
+fn in_force(entries: &BTreeMap<Endpoint, Service>, image: &Image) -> BTreeSet<Identity> {
+    let services = entries.iter().filter_map(|(endpoint, entry)| {
+        let of = |backend: &BackendImage| (entry.id, entry.pool, backend.address);
+        Some(image.get(endpoint)?.backends.iter().map(of))
+    });
+    services.flatten().collect()
+}
+
+pub(super) fn set<V: aya::Pod>(
     map: &mut Array<MapData, V>,
     name: &str,
     index: u32,
@@ -385,16 +433,18 @@ fn set<V: aya::Pod>(
     map.set(index, value, 0).map_err(|error| write_error(name, error))
 }
 
-fn write_error(map: &str, error: MapError) -> ApplyError {
+pub(super) fn write_error(map: &str, error: MapError) -> ApplyError {
     ApplyError::new(format!("the kernel refused a write to map {map}"), error)
 }
 
-fn read_error(map: &str, error: MapError) -> ApplyError {
+pub(super) fn read_error(map: &str, error: impl std::error::Error) -> ApplyError {
     ApplyError::new(format!("cannot read map {map}"), error)
 }
 
-fn full(map: &str, size: u32) -> ApplyError {
-    ApplyError::text(format!("map {map} is full: all of its {size} entries are in use"))
+pub(super) fn full(map: &str, size: u32, option: &str) -> ApplyError {
+    ApplyError::text(format!(
+        "map {map} is full: all of its {size} entries are in use; raise {option}, `graylb unload` and start again"
+    ))
 }
 
 const fn protocol_number(protocol: Protocol) -> u8 {
@@ -420,32 +470,4 @@ fn endpoint(address: IpAddr, port: u16, protocol: u8) -> Option<Endpoint> {
         _ => return None,
     };
     Some(Endpoint { address: SocketAddr::new(address, port), protocol })
-}
-
-fn backend_entry(service: u32, pool: u32, image: &BackendImage) -> Backend {
-    let (address, family) = match image.address.ip() {
-        IpAddr::V4(ip) => (ip.to_ipv6_mapped(), FAMILY_V4),
-        IpAddr::V6(ip) => (ip, FAMILY_V6),
-    };
-    Backend {
-        address: address.octets(),
-        port: image.address.port(),
-        family,
-        mode: MODE_NAT,
-        service,
-        pool,
-        weight: u32::from(image.weight),
-        sources_start: 0,
-        sources_count: 0,
-    }
-}
-
-fn backend_address(backend: &Backend) -> Option<SocketAddr> {
-    let address = Ipv6Addr::from(backend.address);
-    let address = match backend.family {
-        FAMILY_V4 => IpAddr::V4(address.to_ipv4_mapped()?),
-        FAMILY_V6 => IpAddr::V6(address),
-        _ => return None,
-    };
-    Some(SocketAddr::new(address, backend.port))
 }

@@ -3,6 +3,7 @@
 //!
 //! A switch is answered after the kernel has it. What cannot be applied changes nothing.
 
+mod flows;
 mod handle;
 mod kernel_log;
 mod report;
@@ -23,7 +24,7 @@ pub use self::{
     start::{StartError, start},
 };
 use crate::{
-    apply::{ApplyError, Attachment, DataPlane},
+    apply::{ApplyError, Attachment, DataPlane, FlowWatch},
     compile::{Change, compile, compile_service, diff, image},
     config::Config,
     model::{
@@ -47,6 +48,7 @@ pub struct Daemon {
     plane: DataPlane,
     store: Store,
     probes: Probes,
+    flows: FlowWatch,
     attachments: Vec<Attachment>,
     /// Interfaces that could not be attached, and why.
     unattached: Vec<String>,
@@ -149,6 +151,7 @@ impl Daemon {
             before.choice
         );
         self.probes.set(&self.state.targets());
+        self.lead_flows_away();
         let warning = self.save().err().map(|error| {
             warn!("the switch is in force, but not saved: {error}");
             self.save_again = Some(Instant::now() + SAVE_RETRY);
@@ -202,6 +205,7 @@ impl Daemon {
         for name in self.state.users_of(&target.pool) {
             self.settle(&name);
         }
+        self.lead_flows_away();
         self.save_or_retry();
     }
 
@@ -257,11 +261,13 @@ impl Daemon {
         {
             notes.push(error.to_string());
         }
+        self.flows.set_timing(config.flows.timeouts(), config.flows.sweep_interval);
         self.state.set_spec(config.spec.clone());
         notes.append(&mut self.settle_all());
         self.probes.set(&self.state.targets());
         self.publish_hosts();
         self.config = config;
+        self.lead_flows_away();
         self.save_or_retry();
         info!("config {} is in force", self.config_path.display());
         notes.iter().for_each(|note| warn!("{note}"));

@@ -18,7 +18,7 @@ use super::{
     kernel_log,
 };
 use crate::{
-    apply::{ApplyError, DataPlane, Options},
+    apply::{ApplyError, DataPlane, FlowWatch, Options},
     config::Config,
     model::state::State,
     probe::{Observation, Probes},
@@ -65,9 +65,13 @@ pub fn start(config: Config, config_path: PathBuf) -> Result<Started, StartError
     let plane = DataPlane::open(&Options {
         pin_dir: config.agent.pin_dir.clone(),
         flows: config.flows.clone(),
+        limits: config.limits.clone(),
         kernel_log: config.agent.kernel_log,
     })?;
     plane.notes().iter().for_each(|note| info!("{note}"));
+    let flows =
+        FlowWatch::start(plane.sweeper()?, config.flows.timeouts(), config.flows.sweep_interval)
+            .map_err(|error| ApplyError::new("cannot start the thread that sweeps flows", error))?;
     let known = if stored.boot_id == boot_id() { stored.health } else { BTreeMap::new() };
     let state = State::new(config.spec.clone(), stored.switches, &known);
     let (commands_in, commands) = mpsc::channel(QUEUE);
@@ -76,6 +80,7 @@ pub fn start(config: Config, config_path: PathBuf) -> Result<Started, StartError
     let mut daemon = Daemon {
         state,
         plane,
+        flows,
         store,
         probes: Probes::new(observations_in),
         attachments: Vec::new(),
@@ -111,6 +116,7 @@ impl Daemon {
         }
         self.publish_hosts();
         self.probes.set(&self.state.targets());
+        self.lead_flows_away();
         Ok(())
     }
 }
