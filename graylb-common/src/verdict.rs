@@ -12,6 +12,18 @@ pub enum VerdictKind {
     Dropped,
 }
 
+impl VerdictKind {
+    /// Its name in status, metrics and docs.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Forwarded => "forwarded",
+            Self::Passed => "passed",
+            Self::Dropped => "dropped",
+        }
+    }
+}
+
 /// One line of the table of verdicts.
 #[derive(Clone, Copy, Debug)]
 pub struct VerdictInfo {

@@ -216,12 +216,27 @@ impl Backends {
         Ok(total(&per_cpu))
     }
 
-    /// Every backend's counters, all CPUs together, by index.
-    pub(super) fn all_counters(&self) -> io::Result<Vec<BackendCounters>> {
-        let fd = self.stats.map().fd().as_fd();
-        let all = batch::read_array::<BackendCounters>(fd, self.numbers.end(), self.cpus)?;
-        Ok(all.chunks(self.cpus).map(total).collect())
+    /// Every backend's counters, all CPUs together, and active flows, by index.
+    pub(super) fn all_counters(&self) -> io::Result<Vec<BackendTotals>> {
+        let end = self.numbers.end();
+        let stats = self.stats.map().fd().as_fd();
+        let stats = batch::read_array::<BackendCounters>(stats, end, self.cpus)?;
+        let active = batch::read_array::<Active>(self.active.map().fd().as_fd(), end, 1)?;
+        let totals = stats.chunks(self.cpus).zip(active).map(|(per_cpu, active)| BackendTotals {
+            counters: total(per_cpu),
+            active: active.flows.cast_signed().max(0).cast_unsigned(),
+        });
+        Ok(totals.collect())
     }
+}
+
+/// One backend's counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackendTotals {
+    /// What happened on its flows, all CPUs together.
+    pub counters: BackendCounters,
+    /// Flows that have not ended.
+    pub active: u64,
 }
 
 fn total(per_cpu: &[BackendCounters]) -> BackendCounters {

@@ -28,6 +28,7 @@ use graylb_common::{
 
 pub use self::{
     attach::Attachment,
+    backends::BackendTotals,
     error::ApplyError,
     flow_report::{BackendFlows, FlowReport, TableFill},
     pins::{UnloadReport, unload},
@@ -183,7 +184,7 @@ impl DataPlane {
     /// # Errors
     ///
     /// The map cannot be read.
-    pub fn counters(&self) -> Result<Vec<BackendCounters>, ApplyError> {
+    pub fn counters(&self) -> Result<Vec<BackendTotals>, ApplyError> {
         self.tables.counters()
     }
 

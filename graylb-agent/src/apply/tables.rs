@@ -25,7 +25,7 @@ use graylb_common::{
 
 use super::{
     ApplyError,
-    backends::{Backends, Identity, backend_address},
+    backends::{BackendTotals, Backends, Identity, backend_address},
     batch,
     numbers::Numbers,
     regions::Regions,
@@ -386,7 +386,7 @@ impl Tables {
     }
 
     /// Every backend's counters by index, all CPUs together.
-    pub(super) fn counters(&self) -> Result<Vec<BackendCounters>, ApplyError> {
+    pub(super) fn counters(&self) -> Result<Vec<BackendTotals>, ApplyError> {
         self.backends.all_counters().map_err(|error| read_error(maps::BACKEND_STATS, error))
     }
 

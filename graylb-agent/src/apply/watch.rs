@@ -136,7 +136,11 @@ impl Worker {
         if gone {
             return None;
         }
-        Some(orders.into_iter().fold(false, |again, order| self.obey(order) || again))
+        let mut again = false;
+        for order in orders {
+            again |= self.obey(order);
+        }
+        Some(again)
     }
 
     /// Says whether a sweep is wanted at once.

@@ -8,8 +8,9 @@ mod handle;
 mod kernel_log;
 mod report;
 mod start;
+mod status;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -20,7 +21,7 @@ use tracing::{error, info, warn};
 use self::handle::{Command, Reply};
 pub use self::{
     handle::{CommandError, Handle, Reload, ServiceRef, SwitchRequest, Switched},
-    report::{BackendReport, Readiness, ServiceReport, StatusReport},
+    report::{BackendReport, FormerPool, Readiness, ServiceReport, StatusReport, SweepReport},
     start::{StartError, start},
 };
 use crate::{
@@ -324,69 +325,5 @@ impl Daemon {
             }
         }
         Readiness { ready: missing.is_empty(), missing }
-    }
-
-    fn status(&self) -> Result<StatusReport, CommandError> {
-        let verdicts =
-            self.plane.verdicts().map_err(|error| CommandError::Kernel(error.to_string()))?;
-        let names = self.state.spec().services.keys();
-        let services: Result<Vec<_>, _> = names.map(|name| self.service_report(name)).collect();
-        let mut problems = self.unattached.clone();
-        if self.save_again.is_some() {
-            problems.push("the state file could not be written; trying again".to_owned());
-        }
-        Ok(StatusReport {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            abi: graylb_common::abi::ABI_VERSION,
-            pid: std::process::id(),
-            uptime_seconds: self.started.elapsed().as_secs(),
-            config: self.config_path.display().to_string(),
-            pin_dir: self.config.agent.pin_dir.display().to_string(),
-            interfaces: self.attachments.clone(),
-            services: services?,
-            pools: self.state.spec().pools.keys().map(ToString::to_string).collect(),
-            problems,
-            verdicts: report::verdicts(&verdicts),
-        })
-    }
-
-    fn service_report(&self, name: &Name) -> Result<ServiceReport, CommandError> {
-        let kernel = |error: ApplyError| CommandError::Kernel(error.to_string());
-        let spec = self.state.spec().services.get(name);
-        let (Some(service), Some(in_force)) = (spec, self.state.in_force(name)) else {
-            return Err(self.state.unknown_service(name.as_str()).into());
-        };
-        let pool = in_force.choice.to_string();
-        let number = crate::compile::pool_number(&pool);
-        let counters: BTreeMap<_, _> = self
-            .plane
-            .backend_counters(&service.endpoint)
-            .map_err(kernel)?
-            .into_iter()
-            .filter(|(of, ..)| *of == number)
-            .map(|(_, address, counters)| (address, counters))
-            .collect();
-        let installed = self.plane.installed().get(&service.endpoint);
-        let backends = in_force.pool.backends.iter().map(|backend| {
-            let health = self.state.health(&pool, backend.address);
-            let taking = installed.is_some_and(|image| {
-                image.pool == number
-                    && image.backends.iter().any(|b| b.address == backend.address && b.weight > 0)
-            });
-            report::backend(backend, health, taking, counters.get(&backend.address))
-        });
-        Ok(ServiceReport {
-            name: name.to_string(),
-            address: service.endpoint.address,
-            protocol: service.endpoint.protocol,
-            aliases: service.aliases.clone(),
-            default_pool: service.default_pool.to_string(),
-            backends: backends.collect(),
-            overridden: in_force.overridden,
-            problem: in_force.problem.clone(),
-            generation: self.plane.generation(&service.endpoint),
-            last_good_kept: installed.is_some() && self.is_starved(name),
-            pool,
-        })
     }
 }
