@@ -33,8 +33,9 @@ use super::{
 };
 use crate::model::ageing::{Audit, End, Other, Rules, Seen, Table, correction, end};
 
-/// Entries read in one system call: about 2 ms of work.
-const SLICE: usize = 4096;
+/// Entries read in one system call: a few hundred microseconds, during which a kernel without preemption
+/// lets nobody else have the CPU.
+const SLICE: usize = 512;
 /// One in so many entries that look alive is checked for its other direction, others in later sweeps.
 const LONE_CHECKS: u32 = 16;
 
