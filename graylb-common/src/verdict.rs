@@ -87,9 +87,10 @@ verdicts! {
     Forwarded Delivered delivered: "rewritten and handed up to this host, where the backend or the client is";
     Forwarded HandedToStack handed_to_stack: "rewritten and handed to the host's own forwarding: neighbour not resolved yet, packet over the MTU, or no route";
     Forwarded Replied replied: "reply of a backend on this host, rewritten on its way out";
+    Forwarded IcmpError icmp_error: "ICMP error about a packet of a flow, translated like the flow and sent to the end that caused it";
     Passed NotIp not_ip: "neither IPv4 nor IPv6 (ARP, LLDP, ...)";
     Passed Vlan vlan: "VLAN tag in the frame: put graylb on the VLAN's own interface";
-    Passed OtherProtocol other_protocol: "neither TCP nor UDP";
+    Passed OtherProtocol other_protocol: "neither TCP nor UDP, nor an ICMP error about a flow";
     Passed Fragment fragment: "fragment of an IP datagram";
     Passed Ipv6Extension ipv6_extension: "IPv6 extension header before the transport header";
     Passed Truncated truncated: "frame ends before its headers do";

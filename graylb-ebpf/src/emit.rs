@@ -75,7 +75,7 @@ impl Way for Direct {
         }
         let backend = maps::backend(flow.backend).ok_or(Verdict::BadTable)?;
         let address = Fam::address(&backend.address, backend.family).ok_or(Verdict::BadTable)?;
-        Fam::fill_route(params, &key.source, &address);
+        Fam::fill_route(params, &key.source, address);
         Ok(())
     }
 

@@ -17,6 +17,7 @@ mod classify;
 mod count;
 mod emit;
 mod family;
+mod icmp;
 mod maps;
 mod parse;
 mod pipeline;

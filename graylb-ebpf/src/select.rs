@@ -86,7 +86,7 @@ fn claim_tuple<Fam: Family, F: Frame>(
     reply_key: &mut KeyOf<Fam>,
 ) -> Result<(), Verdict> {
     let from = source::<Fam, F>(frame, packet, backend)?;
-    reply_key.source = Fam::address(&backend.address, backend.family).ok_or(Verdict::BadTable)?;
+    reply_key.source = *Fam::address(&backend.address, backend.family).ok_or(Verdict::BadTable)?;
     reply_key.source_port = backend.port;
     reply_key.destination = from.address;
     reply_key.destination_port = from.port;
@@ -118,7 +118,7 @@ fn source<Fam: Family, F: Frame>(
         let place = random().checked_rem(backend.sources_count).ok_or(Verdict::BadTable)?;
         let place = backend.sources_start.wrapping_add(place);
         let source = maps::source(place).ok_or(Verdict::BadTable)?;
-        let address = Fam::address(&source.address, source.family).ok_or(Verdict::BadTable)?;
+        let address = *Fam::address(&source.address, source.family).ok_or(Verdict::BadTable)?;
         let count = u32::from(source.port_high).wrapping_sub(u32::from(source.port_low)) + 1;
         let others = PortRange { low: source.port_low, count };
         return Ok(From { address, port: others.any(), others });

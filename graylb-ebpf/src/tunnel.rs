@@ -44,8 +44,8 @@ impl Tunnel {
     ) -> Result<(), Verdict> {
         let (source, destination) = self.ends::<Outer>()?;
         let header = Header {
-            source: &source,
-            destination: &destination,
+            source,
+            destination,
             protocol: Fam::INNER,
             payload: packet.length,
             // Congestion marks must survive the tunnel (RFC 6040, 4.1).
@@ -67,7 +67,9 @@ impl Tunnel {
 
     /// Source and destination of the outer packet.
     #[inline(always)]
-    fn ends<Outer: Family>(&self) -> Result<(Outer::Address, Outer::Address), Verdict> {
+    fn ends<Outer: Family>(
+        &self,
+    ) -> Result<(&'static Outer::Address, &'static Outer::Address), Verdict> {
         let Backend { address, family, sources_start, sources_count, .. } = self.backend;
         let place = self.spread.checked_rem(*sources_count).ok_or(Verdict::BadTable)?;
         let source = maps::source(sources_start.wrapping_add(place)).ok_or(Verdict::BadTable)?;
@@ -91,10 +93,10 @@ impl Way for Tunnel {
     ) -> Result<(), Verdict> {
         if self.backend.family == FAMILY_V4 {
             let (source, destination) = self.ends::<V4>()?;
-            V4::fill_route(params, &source, &destination);
+            V4::fill_route(params, source, destination);
         } else {
             let (source, destination) = self.ends::<V6>()?;
-            V6::fill_route(params, &source, &destination);
+            V6::fill_route(params, source, destination);
         }
         Ok(())
     }

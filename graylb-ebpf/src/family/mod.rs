@@ -98,10 +98,12 @@ pub trait Family {
     fn udp() -> &'static (impl FlowTable<Self::Address, Flow<Self::Address>> + 'static);
     /// This CPU's draft for a new flow.
     fn draft() -> Option<&'static mut Draft<Self::Address>>;
-    /// Reads the network header, or says why the packet is left alone.
-    fn network<F: Frame>(frame: &F) -> Result<Network<Self::Address>, Verdict>;
+    /// Reads the network header at an offset, or says why the packet is left alone.
+    fn network<F: Frame>(frame: &F, at: usize) -> Result<Network<Self::Address>, Verdict>;
+    /// Whether an ICMP message of this type is an error about a packet, which it quotes.
+    fn is_icmp_error(kind: u8) -> bool;
     /// An address as `backends` and `sources` hold it, `None` where it is of the other family.
-    fn address(bytes: &[u8; 16], family: u8) -> Option<Self::Address>;
+    fn address(bytes: &[u8; 16], family: u8) -> Option<&Self::Address>;
     /// Folded sum of an address, for checksums.
     fn sum(address: &Self::Address) -> u16;
     /// The tuple's source for a client on this host.
@@ -112,9 +114,19 @@ pub trait Family {
     fn host_source(client: Self::Address, port: u16) -> (Self::Address, u16);
     /// Fills family and addresses in.
     fn fill_route(params: &mut FibParams, source: &Self::Address, destination: &Self::Address);
-    /// Writes both addresses, and the header checksum where there is one.
+    /// Writes both addresses into the header at an offset, and its checksum where there is one.
     #[must_use]
-    fn write_addresses<F: Frame>(frame: &F, key: &FlowKey<Self::Address>, delta: u16) -> bool;
+    fn write_addresses<F: Frame>(
+        frame: &F,
+        at: usize,
+        source: &Self::Address,
+        destination: &Self::Address,
+        delta: u16,
+    ) -> bool;
+    /// How the checksum of an ICMP message changes with what its pseudo-header and the addresses in the
+    /// quoted header change by; the quoted header's own checksum makes up for its addresses where it has
+    /// one.
+    fn icmp_delta(outer: u16, quoted: u16) -> u16;
     /// DSCP and ECN bits (RFC 2474, RFC 3168).
     fn traffic_class<F: Frame>(frame: &F) -> u8;
     /// Writes a whole header without options behind the Ethernet header.

@@ -5,7 +5,7 @@ use core::mem::offset_of;
 use graylb_common::{
     backend::FAMILY_V4,
     csum,
-    flow::{Flow, FlowKey, HalfOpen},
+    flow::{Flow, HalfOpen},
     verdict::Verdict,
 };
 use network_types::{
@@ -58,10 +58,10 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn network<F: Frame>(frame: &F) -> Result<Network<[u8; 4]>, Verdict> {
+    fn network<F: Frame>(frame: &F, at: usize) -> Result<Network<[u8; 4]>, Verdict> {
         /// "More fragments" and the fragment offset.
         const FRAGMENT: u16 = 0x3fff;
-        let header = frame.window::<{ Ipv4Hdr::LEN }>(V4_START).ok_or(Verdict::Truncated)?;
+        let header = frame.window::<{ Ipv4Hdr::LEN }>(at).ok_or(Verdict::Truncated)?;
         let vihl: u8 = header.get::<u8, { offset_of!(Ipv4Hdr, vihl) }>();
         let header_length = usize::from(vihl & 0x0f) * 4;
         let length = u16::from_be(header.get::<u16, { offset_of!(Ipv4Hdr, tot_len) }>());
@@ -75,16 +75,15 @@ impl Family for V4 {
             source: header.get::<u32, { offset_of!(Ipv4Hdr, src_addr) }>().to_ne_bytes(),
             destination: header.get::<u32, { offset_of!(Ipv4Hdr, dst_addr) }>().to_ne_bytes(),
             protocol: header.get::<u8, { offset_of!(Ipv4Hdr, proto) }>(),
-            transport: V4_START + header_length,
+            transport: at + header_length,
             length,
             ttl: header.get::<u8, { offset_of!(Ipv4Hdr, ttl) }>(),
         })
     }
 
     #[inline(always)]
-    fn address(bytes: &[u8; 16], family: u8) -> Option<[u8; 4]> {
-        let [.., a, b, c, d] = *bytes;
-        (family == FAMILY_V4).then_some([a, b, c, d])
+    fn address(bytes: &[u8; 16], family: u8) -> Option<&[u8; 4]> {
+        if family == FAMILY_V4 { bytes.last_chunk() } else { None }
     }
 
     #[inline(always)]
@@ -111,12 +110,18 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn write_addresses<F: Frame>(frame: &F, key: &FlowKey<[u8; 4]>, delta: u16) -> bool {
-        let Some(header) = frame.window::<{ Ipv4Hdr::LEN }>(V4_START) else { return false };
+    fn write_addresses<F: Frame>(
+        frame: &F,
+        at: usize,
+        source: &[u8; 4],
+        destination: &[u8; 4],
+        delta: u16,
+    ) -> bool {
+        let Some(header) = frame.window::<{ Ipv4Hdr::LEN }>(at) else { return false };
         let check: u16 = header.get::<u16, { offset_of!(Ipv4Hdr, check) }>();
         header.set::<u16, { offset_of!(Ipv4Hdr, check) }>(csum::updated(check, delta));
-        header.set::<u32, { offset_of!(Ipv4Hdr, src_addr) }>(u32::from_ne_bytes(key.source));
-        header.set::<u32, { offset_of!(Ipv4Hdr, dst_addr) }>(u32::from_ne_bytes(key.destination));
+        header.set::<u32, { offset_of!(Ipv4Hdr, src_addr) }>(u32::from_ne_bytes(*source));
+        header.set::<u32, { offset_of!(Ipv4Hdr, dst_addr) }>(u32::from_ne_bytes(*destination));
         true
     }
 
@@ -155,6 +160,17 @@ impl Family for V4 {
     #[inline(always)]
     fn too_big(mtu: u16) -> [u32; 2] {
         [u32::from_ne_bytes([3, 4, 0, 0]), u32::from(mtu).to_be()]
+    }
+
+    /// Destination unreachable, time exceeded, parameter problem (RFC 792).
+    #[inline(always)]
+    fn is_icmp_error(kind: u8) -> bool {
+        matches!(kind, 3 | 11 | 12)
+    }
+
+    #[inline(always)]
+    fn icmp_delta(_outer: u16, _quoted: u16) -> u16 {
+        0
     }
 
     #[inline(always)]

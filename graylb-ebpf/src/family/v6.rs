@@ -5,7 +5,7 @@ use core::mem::offset_of;
 use graylb_common::{
     backend::FAMILY_V6,
     csum,
-    flow::{Flow, FlowKey, HalfOpen},
+    flow::{Flow, HalfOpen},
     verdict::Verdict,
 };
 use network_types::{
@@ -67,8 +67,8 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn network<F: Frame>(frame: &F) -> Result<Network<[u8; 16]>, Verdict> {
-        let header = frame.window::<V6_LEN>(V6_START).ok_or(Verdict::Truncated)?;
+    fn network<F: Frame>(frame: &F, at: usize) -> Result<Network<[u8; 16]>, Verdict> {
+        let header = frame.window::<V6_LEN>(at).ok_or(Verdict::Truncated)?;
         if header.get::<u8, 0>() >> 4 != 6 {
             return Err(Verdict::Malformed);
         }
@@ -88,15 +88,15 @@ impl Family for V6 {
             source: v6_bytes(header.get::<[u32; 4], { offset_of!(Ipv6Hdr, src_addr) }>()),
             destination: v6_bytes(header.get::<[u32; 4], { offset_of!(Ipv6Hdr, dst_addr) }>()),
             protocol,
-            transport: V6_START + V6_LEN,
+            transport: at + V6_LEN,
             length: payload.saturating_add(V6_LEN as u16),
             ttl: header.get::<u8, { offset_of!(Ipv6Hdr, hop_limit) }>(),
         })
     }
 
     #[inline(always)]
-    fn address(bytes: &[u8; 16], family: u8) -> Option<[u8; 16]> {
-        (family == FAMILY_V6).then_some(*bytes)
+    fn address(bytes: &[u8; 16], family: u8) -> Option<&[u8; 16]> {
+        (family == FAMILY_V6).then_some(bytes)
     }
 
     #[inline(always)]
@@ -118,10 +118,16 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn write_addresses<F: Frame>(frame: &F, key: &FlowKey<[u8; 16]>, _delta: u16) -> bool {
-        let Some(header) = frame.window::<V6_LEN>(V6_START) else { return false };
-        header.set::<[u32; 4], { offset_of!(Ipv6Hdr, src_addr) }>(v6_words(&key.source));
-        header.set::<[u32; 4], { offset_of!(Ipv6Hdr, dst_addr) }>(v6_words(&key.destination));
+    fn write_addresses<F: Frame>(
+        frame: &F,
+        at: usize,
+        source: &[u8; 16],
+        destination: &[u8; 16],
+        _delta: u16,
+    ) -> bool {
+        let Some(header) = frame.window::<V6_LEN>(at) else { return false };
+        header.set::<[u32; 4], { offset_of!(Ipv6Hdr, src_addr) }>(v6_words(source));
+        header.set::<[u32; 4], { offset_of!(Ipv6Hdr, dst_addr) }>(v6_words(destination));
         true
     }
 
@@ -148,6 +154,17 @@ impl Family for V6 {
     #[inline(always)]
     fn too_big(mtu: u16) -> [u32; 2] {
         [u32::from_ne_bytes([2, 0, 0, 0]), u32::from(mtu).to_be()]
+    }
+
+    /// Errors have the high bit clear (RFC 4443, 2.1); 1 to 4 quote the packet.
+    #[inline(always)]
+    fn is_icmp_error(kind: u8) -> bool {
+        matches!(kind, 1..=4)
+    }
+
+    #[inline(always)]
+    fn icmp_delta(outer: u16, quoted: u16) -> u16 {
+        csum::add(outer, quoted)
     }
 
     /// RFC 4443, 2.3.
