@@ -13,4 +13,5 @@ pub mod flow;
 pub mod maps;
 pub mod service;
 pub mod settings;
+pub mod socket;
 pub mod verdict;
