@@ -4,10 +4,13 @@
 //! and it is never on the packet path: dropping [`DataPlane`] leaves everything pinned and at work.
 
 mod attach;
+mod cgroup;
 mod device;
 mod error;
 mod pins;
 mod regions;
+mod socket_hook;
+mod sys;
 mod tables;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -24,11 +27,12 @@ pub use self::{
     attach::Attachment,
     error::ApplyError,
     pins::{UnloadReport, unload},
+    socket_hook::SocketHook,
 };
-use self::{pins::Pins, tables::Tables};
+use self::{pins::Pins, socket_hook::SocketMaps, tables::Tables};
 use crate::{
     compile::{Change, Image},
-    config::{FlowsConfig, InterfaceConfig},
+    config::{FlowsConfig, InterfaceConfig, SocketHookConfig},
     model::spec::Endpoint,
 };
 
@@ -55,6 +59,7 @@ pub struct DataPlane {
     ebpf: Ebpf,
     pins: Pins,
     tables: Tables,
+    socket_maps: SocketMaps,
     notes: Vec<String>,
 }
 
@@ -81,7 +86,8 @@ impl DataPlane {
         notes.append(&mut tables.reconcile()?);
         tables.set_udp_timeout(options.flows.udp_timeout)?;
         tables.forget_next_hops()?;
-        Ok(Self { ebpf, pins, tables, notes })
+        let socket_maps = SocketMaps::take(&mut ebpf)?;
+        Ok(Self { ebpf, pins, tables, socket_maps, notes })
     }
 
     /// What was found and repaired or kept on opening, a line each, for the log.
@@ -107,6 +113,19 @@ impl DataPlane {
         interfaces: &[InterfaceConfig],
     ) -> Vec<Result<Attachment, ApplyError>> {
         attach::attach(&mut self.ebpf, &self.pins, interfaces)
+    }
+
+    /// Attaches the socket hook as configured, in place of an earlier agent's, or detaches it. Returns
+    /// where it is attached.
+    ///
+    /// # Errors
+    ///
+    /// No cgroup2 file system; the kernel refuses a program or a link. A hook that was attached still is.
+    pub fn attach_socket_hook(
+        &mut self,
+        config: &SocketHookConfig,
+    ) -> Result<Option<SocketHook>, ApplyError> {
+        socket_hook::attach(&mut self.ebpf, &self.pins, &mut self.socket_maps, config)
     }
 
     /// What the kernel holds.

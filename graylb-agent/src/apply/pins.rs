@@ -1,7 +1,7 @@
 //! The pin directory: where maps, programs and links live between two agents.
 //!
 //! ```text
-//! PIN_DIR/abi-N/maps/NAME  .../programs/NAME  .../links/HOOK:INTERFACE
+//! PIN_DIR/abi-N/maps/NAME  .../programs/NAME  .../links/HOOK:INTERFACE  .../links/PROGRAM:cgroup-ID
 //! ```
 
 use std::{
@@ -14,7 +14,7 @@ use std::{
 };
 
 use aya::{maps::MapInfo, programs::Program};
-use graylb_common::abi::ABI_VERSION;
+use graylb_common::{abi::ABI_VERSION, maps::SOCKET_PROGRAMS};
 use rustix::{
     fs::{FlockOperation, Mode, OFlags},
     mount::MountFlags,
@@ -87,6 +87,12 @@ impl Pins {
         self.root.join("links").join(format!("{}:{interface}", hook.name()))
     }
 
+    /// Where a link of the socket hook is pinned. The cgroup's number tells whether a pinned link is to
+    /// the cgroup that is wanted.
+    pub(super) fn socket_link(&self, program: &str, cgroup: u64) -> PathBuf {
+        self.root.join("links").join(format!("{program}:cgroup-{cgroup}"))
+    }
+
     /// Checks the pinned maps against what this agent wants of them. A flow table of another size is
     /// kept, and said so; other differences are errors.
     pub(super) fn check_maps(&self, sizes: &[(&str, u32)]) -> Result<Vec<String>, ApplyError> {
@@ -125,14 +131,46 @@ impl Pins {
         program.pin(&path).map_err(|error| ApplyError::new(tried(), error))
     }
 
-    /// Removes every pinned link but these, which detaches them.
+    /// Removes every pinned link to an interface but these, which detaches them.
     pub(super) fn remove_other_links(&self, wanted: &[PathBuf]) {
-        let Ok(entries) = fs::read_dir(self.root.join("links")) else { return };
-        for path in entries.flatten().map(|entry| entry.path()) {
-            if !wanted.contains(&path)
-                && let Err(error) = fs::remove_file(&path)
+        self.links()
+            .filter(|path| !is_socket_link(path) && !wanted.contains(path))
+            .for_each(|path| self.remove_link(&path));
+    }
+
+    /// Removes every pinned link of the socket hook but these, first what steers.
+    pub(super) fn remove_other_socket_links(&self, wanted: &[PathBuf]) {
+        let mut others: Vec<_> =
+            self.links().filter(|path| is_socket_link(path) && !wanted.contains(path)).collect();
+        others.sort_by_key(|path| std::cmp::Reverse(socket_program(path)));
+        others.iter().for_each(|path| self.remove_link(path));
+    }
+
+    /// Whether the socket hook is attached anywhere.
+    pub(super) fn has_socket_links(&self) -> bool {
+        self.links().any(|path| is_socket_link(&path))
+    }
+
+    fn links(&self) -> impl Iterator<Item = PathBuf> {
+        let entries = fs::read_dir(self.root.join("links")).into_iter().flatten();
+        entries.flatten().map(|entry| entry.path())
+    }
+
+    /// Removes one pinned link.
+    pub(super) fn remove_link(&self, path: &Path) {
+        if let Err(error) = fs::remove_file(path) {
+            tracing::warn!("cannot detach {}: {error}", path.display());
+        }
+    }
+
+    /// Removes the pins of programs that are not attached any more.
+    pub(super) fn remove_programs(&self, names: &[&str]) {
+        for name in names {
+            let path = self.root.join("programs").join(name);
+            if let Err(error) = fs::remove_file(&path)
+                && error.kind() != io::ErrorKind::NotFound
             {
-                tracing::warn!("cannot detach {}: {error}", path.display());
+                tracing::warn!("cannot remove {}: {error}", path.display());
             }
         }
     }
@@ -146,6 +184,16 @@ impl Pins {
             }
         }
     }
+}
+
+/// The place in [`SOCKET_PROGRAMS`] of the program that a pinned link is named after.
+fn socket_program(link: &Path) -> Option<usize> {
+    let (program, _) = link.file_name()?.to_str()?.split_once(':')?;
+    SOCKET_PROGRAMS.iter().position(|name| *name == program)
+}
+
+fn is_socket_link(link: &Path) -> bool {
+    socket_program(link).is_some()
 }
 
 /// What [`unload`] removed, a line each.

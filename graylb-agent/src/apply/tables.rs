@@ -48,7 +48,8 @@ pub(super) struct Tables {
     regions: Regions,
 }
 
-fn take<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, ApplyError>
+/// Takes a map out of the loaded object.
+pub(super) fn take<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, ApplyError>
 where
     M: TryFrom<Map, Error = MapError>,
 {

@@ -3,6 +3,7 @@
 use std::fmt::{self, Write as _};
 
 use crate::{
+    apply::SocketHook,
     daemon::{ServiceReport, StatusReport},
     model::health::HealthState,
 };
@@ -22,6 +23,9 @@ fn write(text: &mut String, report: &StatusReport) -> fmt::Result {
     )?;
     for interface in &report.interfaces {
         writeln!(text, "{} by {}: {}", interface.interface, interface.hook, interface.reason)?;
+    }
+    if let Some(SocketHook { cgroup, reason }) = &report.socket_hook {
+        writeln!(text, "socket hook at {}: {reason}", cgroup.display())?;
     }
     for problem in &report.problems {
         writeln!(text, "PROBLEM: {problem}")?;

@@ -9,7 +9,7 @@ use std::{
 use toml::{Spanned, de::DeValue};
 
 use super::{
-    InterfaceConfig,
+    InterfaceConfig, SocketHookConfig,
     diagnostic::{Report, Span, did_you_mean},
     read::{At, Section, integer, string},
 };
@@ -47,6 +47,7 @@ struct ServicePlaces {
 pub(super) fn spec(
     top: &Section<'_>,
     interfaces: &[InterfaceConfig],
+    socket_hook: &SocketHookConfig,
     report: &mut Report<'_>,
 ) -> Spec {
     let mut spec = Spec::default();
@@ -73,7 +74,9 @@ pub(super) fn spec(
     }
     let all_pools: Vec<String> =
         tables_quietly(top, "pools").into_iter().map(|((text, _), _)| text).collect();
-    check_services(&spec, &places, &all_pools, interfaces, report);
+    let on_loopback = interfaces.iter().any(|interface| interface.name == "lo");
+    let local = on_loopback || socket_hook.enabled;
+    check_services(&spec, &places, &all_pools, local, report);
     spec
 }
 
@@ -320,11 +323,12 @@ fn status_range(value: &Spanned<DeValue<'_>>) -> Option<(u16, u16)> {
     (100 <= low && low <= high && high <= 599).then_some((low, high))
 }
 
+/// `local`: whether clients on this host reach services on loopback addresses.
 fn check_services(
     spec: &Spec,
     places: &Places,
     all_pools: &[String],
-    interfaces: &[InterfaceConfig],
+    local: bool,
     report: &mut Report<'_>,
 ) {
     let mut endpoints: BTreeMap<Endpoint, &Name> = BTreeMap::new();
@@ -363,7 +367,7 @@ fn check_services(
             }
         }
         let loopback = service.endpoint.address.ip().is_loopback();
-        if loopback && !interfaces.iter().any(|interface| interface.name == "lo") {
+        if loopback && !local {
             report.warning(&at.name, format!("service {name} is on the loopback address {}, but [interfaces.lo] is missing: nobody will reach it", service.endpoint.address));
         }
     }

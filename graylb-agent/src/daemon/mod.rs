@@ -23,7 +23,7 @@ pub use self::{
     start::{StartError, start},
 };
 use crate::{
-    apply::{ApplyError, Attachment, DataPlane},
+    apply::{ApplyError, Attachment, DataPlane, SocketHook},
     compile::{Change, compile, compile_service, diff, image},
     config::Config,
     model::{
@@ -48,7 +48,8 @@ pub struct Daemon {
     store: Store,
     probes: Probes,
     attachments: Vec<Attachment>,
-    /// Interfaces that could not be attached, and why.
+    socket_hook: Option<SocketHook>,
+    /// Interfaces that could not be attached, and why; the socket hook too.
     unattached: Vec<String>,
     /// When to try the state file again.
     save_again: Option<Instant>,
@@ -248,7 +249,9 @@ impl Daemon {
         if !restart.is_empty() {
             notes.push(format!("in force after a restart only: {}", restart.join(", ")));
         }
-        if config.interfaces != self.config.interfaces {
+        if config.interfaces != self.config.interfaces
+            || config.socket_hook != self.config.socket_hook
+        {
             self.attach(&config);
             notes.extend(self.unattached.iter().cloned());
         }
@@ -282,6 +285,15 @@ impl Daemon {
                 }
                 Err(error) => self.unattached.push(error.to_string()),
             }
+        }
+        match self.plane.attach_socket_hook(&config.socket_hook) {
+            Ok(hook) => {
+                if let Some(SocketHook { cgroup, reason }) = &hook {
+                    info!("socket hook at {}: {reason}", cgroup.display());
+                }
+                self.socket_hook = hook;
+            }
+            Err(error) => self.unattached.push(error.to_string()),
         }
     }
 
@@ -337,6 +349,7 @@ impl Daemon {
             config: self.config_path.display().to_string(),
             pin_dir: self.config.agent.pin_dir.display().to_string(),
             interfaces: self.attachments.clone(),
+            socket_hook: self.socket_hook.clone(),
             services: services?,
             pools: self.state.spec().pools.keys().map(ToString::to_string).collect(),
             problems,

@@ -79,6 +79,7 @@ pub fn start(config: Config, config_path: PathBuf) -> Result<Started, StartError
         store,
         probes: Probes::new(observations_in),
         attachments: Vec::new(),
+        socket_hook: None,
         unattached: Vec::new(),
         save_again: None,
         started: Instant::now(),
