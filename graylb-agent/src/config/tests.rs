@@ -49,6 +49,9 @@ udp_timeout = "1 minute"
 attach = "xdp-generic"
 [interfaces.a-name-that-is-too-long]
 attach = "tcx"
+[socket_hook]
+enabled = "auto"
+cgroup = "system.slice"
 [services.shop]
 address = "127.0.0.1"
 default_pool = "blu"
@@ -119,6 +122,19 @@ fn warnings_do_not_stop() {
     let (_, warnings) = Config::parse(&text, "graylb.toml").expect("good");
     assert_eq!(warnings.len(), 1);
     assert!(warnings[0].to_string().contains("[interfaces.lo] is missing"), "{}", warnings[0]);
+}
+
+#[test]
+fn the_socket_hook_is_off_unless_wanted() {
+    let (config, _) = Config::parse(GOOD, "f").expect("good");
+    assert_eq!(config.socket_hook, SocketHookConfig { enabled: false, cgroup: None });
+    // With it, nothing needs to be attached to loopback.
+    let text = GOOD.replace("[interfaces.lo]", "[interfaces.eth0]")
+        + "[socket_hook]\nenabled = true\ncgroup = \"/sys/fs/cgroup/web\"\n";
+    let (config, warnings) = Config::parse(&text, "f").expect("good");
+    let cgroup = Some("/sys/fs/cgroup/web".into());
+    assert_eq!(config.socket_hook, SocketHookConfig { enabled: true, cgroup });
+    assert_eq!(warnings, []);
 }
 
 #[test]

@@ -51,8 +51,8 @@ fn connections_go_to_backends_in_turns_and_show_the_virtual_endpoint() {
         assert_eq!(stage.verdict(verdict), count, "{verdict}");
     }
     let status = stage.status();
-    let service = status["services"].as_array().expect("services").iter();
-    let service = service.filter(|s| s["name"] == "tcp4").next_back().expect("tcp4");
+    let mut services = status["services"].as_array().expect("services").iter();
+    let service = services.find(|service| service["name"] == "tcp4").expect("tcp4");
     assert_eq!(service["backends"].as_array().expect("backends").len(), 2);
     let opened = |n: usize| service["backends"][n]["opened"].as_u64();
     assert_eq!((opened(0), opened(1)), (Some(4), Some(4)));
