@@ -10,6 +10,8 @@ pub enum VerdictKind {
     Passed,
     /// It was dropped.
     Dropped,
+    /// It was turned into an answer to its sender.
+    Answered,
 }
 
 /// One line of the table of verdicts.
@@ -96,13 +98,14 @@ verdicts! {
     Passed NotService not_service: "to no service and of no flow";
     Passed NoFlow no_flow: "TCP to a service, but no SYN and of no flow: this host answers with a reset, or owns the connection";
     Passed HostOutput host_output: "on its way out and no reply of a backend on this host";
+    Answered TooBig too_big: "longer than the way to the backend allows, in a mode without this host's own forwarding: answered with ICMP's word for that";
     Dropped NoBackend no_backend: "new flow, but the service has no backend in force";
     Dropped BadTable bad_table: "new flow, but the slot or backend that it was led to is not in use";
     Dropped NoTuple no_tuple: "new flow, but each tuple tried towards the backend is in use by another flow";
     Dropped FlowTableFull flow_table_full: "new flow, but the flow table took no entry";
     Dropped NoRoute no_route: "to a backend in a mode that keeps the virtual address: no route, or neighbour not resolved yet";
     Dropped TtlExceeded ttl_exceeded: "TTL or hop limit used up";
-    Dropped RewriteFailed rewrite_failed: "the kernel refused to make the packet writable";
+    Dropped RewriteFailed rewrite_failed: "the kernel refused to make the packet writable, longer or shorter";
 }
 
 /// Number of verdicts.

@@ -6,23 +6,28 @@
 
 use core::{ffi::c_void, marker::PhantomData, mem::MaybeUninit};
 
+pub use aya_ebpf::bindings::bpf_fib_lookup as FibParams;
 use aya_ebpf::{
     EbpfContext, Global,
     bindings::{
+        BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_FIXED_GSO,
         BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_FIB_LKUP_RET_FWD_DISABLED,
         BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS,
-        TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_fib_lookup as FibParams, bpf_redir_neigh as RedirNeigh,
-        bpf_redir_neigh__bindgen_ty_1, xdp_action,
+        TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        bpf_redir_neigh as RedirNeigh, bpf_redir_neigh__bindgen_ty_1, xdp_action,
     },
     helpers::{
         bpf_get_prandom_u32, bpf_ktime_get_coarse_ns,
         generated::{
-            bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
-            bpf_skb_pull_data,
+            bpf_csum_update, bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
+            bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data, bpf_xdp_adjust_head,
+            bpf_xdp_adjust_tail,
         },
     },
     programs::{TcContext, XdpContext},
 };
+
+use crate::family::Family;
 use graylb_common::{
     csum,
     flow::{HOP_GATEWAY_V4, HOP_GATEWAY_V6, HOP_MACS, NextHop},
@@ -88,13 +93,25 @@ pub const AF_INET6: u8 = 10;
 
 /// Where a packet goes next, from the kernel's routing tables.
 pub enum Route {
-    /// Out of an interface, to a neighbour.
-    Neighbour(NextHop),
+    /// Out of an interface, to a neighbour, which has been filled in.
+    Neighbour,
     /// Out of an interface, to a neighbour whose MAC address is not known yet and that this hook cannot
     /// ask for.
     Unresolved,
     /// To this host, or wherever its own stack says.
     Host { fits: bool },
+}
+
+/// What the length of a packet on the wire depends on.
+pub struct Lengths {
+    /// The IP packet's own.
+    pub packet: u16,
+    /// Of its IP and transport headers.
+    pub headers: u16,
+    /// Of the header that a tunnel puts before it.
+    pub tunnel: u16,
+    /// Whether it is TCP.
+    pub tcp: bool,
 }
 
 /// A packet under XDP or TC.
@@ -110,22 +127,38 @@ pub trait Frame: EbpfContext {
     /// Whether the packet came from outside, not from a socket of this host.
     fn from_outside(&self) -> bool;
     /// Length of the longest IP packet that this one is on the wire: itself, or its longest segment.
-    /// `headers` is the length of its IP and transport headers.
-    fn wire_length(&self, ip_length: u16, headers: u16) -> u16;
+    fn wire_length(&self, lengths: &Lengths) -> u16;
+    /// Whether the packet has a VLAN tag beside its bytes.
+    fn has_tag_aside(&self) -> bool;
     /// Length for the route's MTU check, 0 where the kernel knows better (GSO).
     fn length_for_mtu(&self, ip_length: u16) -> u16;
     /// What this hook makes of an answer of the routing tables: `params` holds interface and next hop, and
-    /// the neighbour's MAC address if it is `resolved`.
-    fn next_hop(params: &FibParams, resolved: bool) -> Option<NextHop>;
+    /// the neighbour's MAC address if it is `resolved`. False where the hook cannot use it.
+    fn next_hop(params: &FibParams, resolved: bool, hop: &mut NextHop) -> bool;
     /// Whether a cached next hop is of the kind that this hook uses.
     fn uses(hop: &NextHop) -> bool;
     /// Updates the transport checksum, `offset` bytes into the frame, by the deltas of what it covers.
     /// Returns false where the kernel refuses.
     #[must_use]
     fn update_transport_checksum(&mut self, offset: usize, change: &ChecksumChange) -> bool;
+    /// Tells the kernel of a change of `delta` that no checksum in the packet makes up for: a NIC may have
+    /// summed the whole packet (CHECKSUM_COMPLETE).
+    fn note_change(&mut self, delta: u16);
     /// Sends the packet to its next hop; the returned action is final. `None` where the frame has no
     /// room for an Ethernet header.
     fn redirect(&mut self, hop: &NextHop) -> Option<i32>;
+    /// Makes room between the Ethernet header and the packet; what the Ethernet header says is lost.
+    /// False where the kernel refuses.
+    #[must_use]
+    fn make_room(&mut self, length: u16) -> bool;
+    /// Makes room like [`Frame::make_room`], for a network header that carries the packet.
+    #[must_use]
+    fn encapsulate<Outer: Family>(&mut self, tcp: bool) -> bool;
+    /// Cuts the frame to its first `length` bytes, or makes it that long. False where the kernel refuses.
+    #[must_use]
+    fn resize(&mut self, length: u32) -> bool;
+    /// Sends the frame out of the interface that it came in by.
+    fn reflect(&mut self) -> i32;
     /// The action of a verdict other than [`Verdict::Redirected`].
     fn action(verdict: Verdict) -> i32;
 
@@ -148,7 +181,7 @@ pub trait Frame: EbpfContext {
 
     /// Asks the kernel's routing tables; `params` has family, addresses and length.
     #[inline(always)]
-    fn route(&self, params: &mut FibParams) -> Route {
+    fn route(&self, params: &mut FibParams, hop: &mut NextHop) -> Route {
         params.ifindex = self.interface();
         // SAFETY: `params` is an initialised bpf_fib_lookup and its size is passed with it.
         let result = unsafe {
@@ -161,9 +194,10 @@ pub trait Frame: EbpfContext {
         };
         match result as u32 {
             answer @ (BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH) => {
-                match Self::next_hop(params, answer == BPF_FIB_LKUP_RET_SUCCESS) {
-                    Some(hop) => Route::Neighbour(hop),
-                    None => Route::Unresolved,
+                if Self::next_hop(params, answer == BPF_FIB_LKUP_RET_SUCCESS, hop) {
+                    Route::Neighbour
+                } else {
+                    Route::Unresolved
                 }
             }
             // Local, no route, forwarding off, prohibited: the stack delivers, forwards or answers.
@@ -185,6 +219,15 @@ pub struct ChecksumChange {
     pub zero_means_none: bool,
     /// The pseudo-header is IPv6's.
     pub ipv6: bool,
+}
+
+/// The bytes of an IPv6 address as words in memory order. Written as four loads: taken byte by byte, each
+/// byte would have a word of the BPF stack to itself.
+#[inline(always)]
+pub const fn v6_words(bytes: &[u8; 16]) -> [u32; 4] {
+    // SAFETY: 16 bytes, any values; alignment as in `Window::get`. On the stack, where the verifier insists
+    // on it, addresses lie in flow keys, which are aligned to four bytes.
+    unsafe { *core::ptr::from_ref(bytes).cast::<[u32; 4]>() }
 }
 
 /// The next hop's address in an answer of the routing tables.
@@ -267,8 +310,13 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
-    fn wire_length(&self, ip_length: u16, _headers: u16) -> u16 {
-        ip_length
+    fn has_tag_aside(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn wire_length(&self, lengths: &Lengths) -> u16 {
+        lengths.packet.saturating_add(lengths.tunnel)
     }
 
     #[inline(always)]
@@ -288,25 +336,24 @@ impl Frame for XdpFrame {
         true
     }
 
+    /// XDP has no way to such a sum: a driver that runs a program may not report one.
     #[inline(always)]
-    fn next_hop(params: &FibParams, resolved: bool) -> Option<NextHop> {
-        if !resolved {
-            return None;
-        }
+    fn note_change(&mut self, _delta: u16) {}
+
+    #[inline(always)]
+    fn next_hop(params: &FibParams, resolved: bool, hop: &mut NextHop) -> bool {
         // SAFETY: `dmac` and `smac` are the last 12 bytes of the struct, at an even offset.
         let [smac, dmac] = unsafe {
             let macs: *const [u8; 6] = &raw const params.smac;
             [*macs.cast::<[u16; 3]>(), *macs.add(1).cast::<[u16; 3]>()]
         };
         let word = |low: u16, high: u16| u32::from(low) | u32::from(high) << 16;
-        Some(NextHop {
-            epoch: 0,
-            ifindex: params.ifindex,
-            mtu: mtu(params),
-            kind: HOP_MACS,
-            reserved: 0,
-            link: [word(dmac[0], dmac[1]), word(dmac[2], smac[0]), word(smac[1], smac[2]), 0],
-        })
+        hop.ifindex = params.ifindex;
+        hop.mtu = mtu(params);
+        hop.kind = HOP_MACS;
+        hop.reserved = 0;
+        hop.link = [word(dmac[0], dmac[1]), word(dmac[2], smac[0]), word(smac[1], smac[2]), 0];
+        resolved
     }
 
     #[inline(always)]
@@ -326,9 +373,32 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
+    fn make_room(&mut self, length: u16) -> bool {
+        // SAFETY: the context of an XDP program; the kernel checks the room before the packet.
+        unsafe { bpf_xdp_adjust_head(self.context.ctx, -i32::from(length)) == 0 }
+    }
+
+    #[inline(always)]
+    fn encapsulate<Outer: Family>(&mut self, _tcp: bool) -> bool {
+        self.make_room(Outer::HEADER_LEN)
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, length: u32) -> bool {
+        let delta = length as i32 - (self.end() - self.start()) as i32;
+        // SAFETY: the context of an XDP program; the kernel checks the length.
+        unsafe { bpf_xdp_adjust_tail(self.context.ctx, delta) == 0 }
+    }
+
+    #[inline(always)]
+    fn reflect(&mut self) -> i32 {
+        xdp_action::XDP_TX.cast_signed()
+    }
+
+    #[inline(always)]
     fn action(verdict: Verdict) -> i32 {
         match verdict.kind() {
-            VerdictKind::Dropped => xdp_action::XDP_DROP.cast_signed(),
+            VerdictKind::Dropped | VerdictKind::Answered => xdp_action::XDP_DROP.cast_signed(),
             VerdictKind::Forwarded | VerdictKind::Passed => xdp_action::XDP_PASS.cast_signed(),
         }
     }
@@ -352,6 +422,22 @@ impl TcFrame {
         // (bpf_l4_csum_replace, net/core/filter.c).
         let result = unsafe {
             bpf_l4_csum_replace(self.context.skb.skb, offset as u32, 0, u64::from(delta), flags)
+        };
+        result == 0
+    }
+}
+
+impl TcFrame {
+    #[inline(always)]
+    fn adjust_room(&mut self, length: u16, flags: u32) -> bool {
+        // SAFETY: the context of a TC program; the kernel checks length and flags.
+        let result = unsafe {
+            bpf_skb_adjust_room(
+                self.context.skb.skb,
+                i32::from(length),
+                BPF_ADJ_ROOM_MAC,
+                u64::from(flags),
+            )
         };
         result == 0
     }
@@ -399,11 +485,23 @@ impl Frame for TcFrame {
         unsafe { (*self.context.skb.skb).ingress_ifindex != 0 }
     }
 
+    /// The kernel takes a tag out of the frame before TC sees it (skb_vlan_untag, net/core/dev.c).
     #[inline(always)]
-    fn wire_length(&self, ip_length: u16, headers: u16) -> u16 {
+    fn has_tag_aside(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.context.skb.skb).vlan_present != 0 }
+    }
+
+    #[inline(always)]
+    fn wire_length(&self, lengths: &Lengths) -> u16 {
         // SAFETY: the context of a TC program is a valid __sk_buff.
-        let segment = unsafe { (*self.context.skb.skb).gso_size };
-        if segment == 0 { ip_length } else { headers.saturating_add(segment as u16) }
+        let segment = unsafe { (*self.context.skb.skb).gso_size } as u16;
+        match segment {
+            0 => lengths.packet.saturating_add(lengths.tunnel),
+            // The kernel makes TCP's segments shorter by what a tunnel adds (bpf_skb_net_grow).
+            _ if lengths.tcp => lengths.headers.saturating_add(segment),
+            _ => lengths.headers.saturating_add(segment).saturating_add(lengths.tunnel),
+        }
     }
 
     #[inline(always)]
@@ -413,6 +511,13 @@ impl Frame for TcFrame {
 
     #[inline(always)]
     fn update_transport_checksum(&mut self, offset: usize, change: &ChecksumChange) -> bool {
+        let Some(field) = self.window::<2>(offset) else { return false };
+        if change.zero_means_none && field.get::<u16, 0>() == 0 {
+            // The IPv4 header checksum makes up for the addresses.
+            let addresses = if change.ipv6 { change.addresses } else { 0 };
+            self.note_change(csum::add(addresses, change.ports));
+            return true;
+        }
         let zero = if change.zero_means_none { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
         let family = if change.ipv6 { CSUM_IPV6_FLAG.load() } else { 0 };
         // The addresses are in the pseudo-header, which an unfinished checksum holds already; the ports
@@ -422,15 +527,20 @@ impl Frame for TcFrame {
     }
 
     #[inline(always)]
-    fn next_hop(params: &FibParams, _resolved: bool) -> Option<NextHop> {
-        Some(NextHop {
-            epoch: 0,
-            ifindex: params.ifindex,
-            mtu: mtu(params),
-            kind: if params.family == AF_INET { HOP_GATEWAY_V4 } else { HOP_GATEWAY_V6 },
-            reserved: 0,
-            link: gateway(params),
-        })
+    fn note_change(&mut self, delta: u16) {
+        // SAFETY: plain integers beside the context.
+        let _refused_where_there_is_no_sum =
+            unsafe { bpf_csum_update(self.context.skb.skb, u32::from(delta)) };
+    }
+
+    #[inline(always)]
+    fn next_hop(params: &FibParams, _resolved: bool, hop: &mut NextHop) -> bool {
+        hop.ifindex = params.ifindex;
+        hop.mtu = mtu(params);
+        hop.kind = if params.family == AF_INET { HOP_GATEWAY_V4 } else { HOP_GATEWAY_V6 };
+        hop.reserved = 0;
+        hop.link = gateway(params);
+        true
     }
 
     #[inline(always)]
@@ -451,9 +561,35 @@ impl Frame for TcFrame {
     }
 
     #[inline(always)]
+    fn make_room(&mut self, length: u16) -> bool {
+        self.adjust_room(length, 0)
+    }
+
+    #[inline(always)]
+    fn encapsulate<Outer: Family>(&mut self, tcp: bool) -> bool {
+        let family =
+            if Outer::IPV6 { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 };
+        // Only TCP's segments may be made shorter: UDP's are datagrams.
+        let segments = if tcp { 0 } else { BPF_F_ADJ_ROOM_FIXED_GSO };
+        self.adjust_room(Outer::HEADER_LEN, family | segments)
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, length: u32) -> bool {
+        // SAFETY: the context of a TC program; the kernel checks the length.
+        unsafe { bpf_skb_change_tail(self.context.skb.skb, length, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn reflect(&mut self) -> i32 {
+        // SAFETY: plain integers.
+        unsafe { bpf_redirect(self.interface(), 0) as i32 }
+    }
+
+    #[inline(always)]
     fn action(verdict: Verdict) -> i32 {
         match verdict.kind() {
-            VerdictKind::Dropped => TC_ACT_SHOT,
+            VerdictKind::Dropped | VerdictKind::Answered => TC_ACT_SHOT,
             // The next program, if there is one, sees what this one leaves.
             VerdictKind::Forwarded | VerdictKind::Passed => TC_ACT_UNSPEC,
         }

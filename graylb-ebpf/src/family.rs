@@ -2,7 +2,6 @@
 
 use core::mem::offset_of;
 
-use aya_ebpf::bindings::bpf_fib_lookup as FibParams;
 use graylb_common::{
     backend::{FAMILY_V4, FAMILY_V6},
     csum,
@@ -16,7 +15,7 @@ use network_types::{
 };
 
 use crate::{
-    access::{AF_INET, AF_INET6, Frame, random},
+    access::{AF_INET, AF_INET6, FibParams, Frame, random, v6_words},
     maps::{self, Draft, FlowTable, ServiceMap},
 };
 
@@ -61,12 +60,37 @@ pub struct Network<A> {
     pub ttl: u8,
 }
 
+/// What a new network header says.
+pub struct Header<'a, A> {
+    /// Source address.
+    pub source: &'a A,
+    /// Destination address.
+    pub destination: &'a A,
+    /// Protocol number of what follows.
+    pub protocol: u8,
+    /// Length of what follows.
+    pub payload: u16,
+    /// DSCP and ECN bits.
+    pub class: u8,
+}
+
+/// TTL and hop limit of packets that graylb makes (RFC 1700, "IP TIME TO LIVE PARAMETER").
+const TTL: u8 = 64;
+
 /// An IP version.
 pub trait Family {
     /// An address, in network order.
     type Address: Copy + PartialEq + 'static;
     /// Whether this is IPv6.
     const IPV6: bool;
+    /// Its EtherType, in memory order.
+    const ETHERTYPE: u16;
+    /// Length of a header without options.
+    const HEADER_LEN: u16;
+    /// Protocol number of a packet of this family inside another one (RFC 2003, RFC 2473).
+    const INNER: u8;
+    /// Protocol number of its ICMP.
+    const ICMP: u8;
     /// Virtual endpoints.
     fn services() -> ServiceMap<Self::Address>;
     /// Established TCP flows.
@@ -94,9 +118,18 @@ pub trait Family {
     /// Writes both addresses, and the header checksum where there is one.
     #[must_use]
     fn write_addresses<F: Frame>(frame: &F, key: &FlowKey<Self::Address>, delta: u16) -> bool;
+    /// DSCP and ECN bits (RFC 2474, RFC 3168).
+    fn traffic_class<F: Frame>(frame: &F) -> u8;
+    /// Writes a whole header without options behind the Ethernet header.
+    #[must_use]
+    fn write_header<F: Frame>(frame: &F, header: &Header<'_, Self::Address>) -> bool;
+    /// The first eight bytes of an ICMP message that says "at most `mtu` bytes", checksum zero.
+    fn too_big(mtu: u16) -> [u32; 2];
+    /// The sum of the pseudo-header that an ICMP message's checksum covers; 0 where there is none.
+    fn icmp_pseudo_sum(header: &Header<'_, Self::Address>) -> u16;
     /// Takes one off the TTL or hop limit.
     #[must_use]
-    fn decrement_ttl<F: Frame>(frame: &F) -> bool;
+    fn decrement_ttl<F: Frame>(frame: &mut F) -> bool;
 }
 
 /// IPv4 (RFC 791).
@@ -109,6 +142,10 @@ const V4_START: usize = EthHdr::LEN;
 impl Family for V4 {
     type Address = [u8; 4];
     const IPV6: bool = false;
+    const ETHERTYPE: u16 = 0x0800_u16.to_be();
+    const HEADER_LEN: u16 = Ipv4Hdr::LEN as u16;
+    const INNER: u8 = IpProto::Ipv4 as u8;
+    const ICMP: u8 = IpProto::Icmp as u8;
 
     #[inline(always)]
     fn services() -> ServiceMap<[u8; 4]> {
@@ -199,7 +236,49 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn decrement_ttl<F: Frame>(frame: &F) -> bool {
+    fn traffic_class<F: Frame>(frame: &F) -> u8 {
+        frame
+            .window::<{ Ipv4Hdr::LEN }>(V4_START)
+            .map_or(0, |header| header.get::<u8, { offset_of!(Ipv4Hdr, tos) }>())
+    }
+
+    #[inline(always)]
+    fn write_header<F: Frame>(frame: &F, header: &Header<'_, [u8; 4]>) -> bool {
+        /// Version 4, five words.
+        const VIHL: u8 = 0x45;
+        /// Don't fragment.
+        const DF: u16 = 0x4000;
+        let length = header.payload.saturating_add(Self::HEADER_LEN).to_be_bytes();
+        let mut words = [
+            u32::from_ne_bytes([VIHL, header.class, length[0], length[1]]),
+            // The identification of a packet that is never fragmented means nothing (RFC 6864, 4.1).
+            u32::from(DF).to_be(),
+            u32::from_ne_bytes([TTL, header.protocol, 0, 0]),
+            u32::from_ne_bytes(*header.source),
+            u32::from_ne_bytes(*header.destination),
+        ];
+        let [a, b, c, d, e] = words;
+        let sum = csum::add(csum::words([a, b, c, d]), csum::words([e, 0, 0, 0]));
+        words[2] = u32::from_ne_bytes([TTL, header.protocol, 0, 0])
+            | u32::from(!sum) << if cfg!(target_endian = "little") { 16 } else { 0 };
+        let Some(window) = frame.window::<{ Ipv4Hdr::LEN }>(V4_START) else { return false };
+        window.set::<[u32; 5], 0>(words);
+        true
+    }
+
+    /// Destination unreachable, fragmentation needed (RFC 1191, section 4).
+    #[inline(always)]
+    fn too_big(mtu: u16) -> [u32; 2] {
+        [u32::from_ne_bytes([3, 4, 0, 0]), u32::from(mtu).to_be()]
+    }
+
+    #[inline(always)]
+    fn icmp_pseudo_sum(_header: &Header<'_, [u8; 4]>) -> u16 {
+        0
+    }
+
+    #[inline(always)]
+    fn decrement_ttl<F: Frame>(frame: &mut F) -> bool {
         let Some(header) = frame.window::<{ Ipv4Hdr::LEN }>(V4_START) else { return false };
         let ttl: u8 = header.get::<u8, { offset_of!(Ipv4Hdr, ttl) }>();
         let check: u16 = header.get::<u16, { offset_of!(Ipv4Hdr, check) }>();
@@ -223,21 +302,13 @@ const fn v6_bytes(words: [u32; 4]) -> [u8; 16] {
     value.to_le_bytes()
 }
 
-/// The bytes of an IPv6 address as words in memory order.
-#[inline(always)]
-fn v6_words(bytes: &[u8; 16]) -> [u32; 4] {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *bytes;
-    [
-        u32::from_ne_bytes([a, b, c, d]),
-        u32::from_ne_bytes([e, f, g, h]),
-        u32::from_ne_bytes([i, j, k, l]),
-        u32::from_ne_bytes([m, n, o, p]),
-    ]
-}
-
 impl Family for V6 {
     type Address = [u8; 16];
     const IPV6: bool = true;
+    const ETHERTYPE: u16 = 0x86dd_u16.to_be();
+    const HEADER_LEN: u16 = Ipv6Hdr::LEN as u16;
+    const INNER: u8 = IpProto::Ipv6 as u8;
+    const ICMP: u8 = IpProto::Ipv6Icmp as u8;
 
     #[inline(always)]
     fn services() -> ServiceMap<[u8; 16]> {
@@ -299,9 +370,7 @@ impl Family for V6 {
 
     #[inline(always)]
     fn sum(address: &[u8; 16]) -> u16 {
-        let [a, b, c, d] = v6_words(address);
-        let low = (a & 0xffff) + (b & 0xffff) + (c & 0xffff) + (d & 0xffff);
-        csum::fold(low + (a >> 16) + (b >> 16) + (c >> 16) + (d >> 16))
+        csum::words(v6_words(address))
     }
 
     /// IPv6 has one loopback address, so the port moves.
@@ -326,10 +395,47 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn decrement_ttl<F: Frame>(frame: &F) -> bool {
+    fn traffic_class<F: Frame>(frame: &F) -> u8 {
+        // Between four bits of version and twenty of flow label.
+        frame
+            .window::<V6_LEN>(V6_START)
+            .map_or(0, |header| (u32::from_be(header.get::<u32, 0>()) >> 20) as u8)
+    }
+
+    #[inline(always)]
+    fn write_header<F: Frame>(frame: &F, header: &Header<'_, [u8; 16]>) -> bool {
+        let Some(window) = frame.window::<V6_LEN>(V6_START) else { return false };
+        let length = header.payload.to_be_bytes();
+        window.set::<u32, 0>((6 << 28 | u32::from(header.class) << 20).to_be());
+        window.set::<u32, 4>(u32::from_ne_bytes([length[0], length[1], header.protocol, TTL]));
+        window.set::<[u32; 4], { offset_of!(Ipv6Hdr, src_addr) }>(v6_words(header.source));
+        window.set::<[u32; 4], { offset_of!(Ipv6Hdr, dst_addr) }>(v6_words(header.destination));
+        true
+    }
+
+    /// Packet too big (RFC 4443, 3.2).
+    #[inline(always)]
+    fn too_big(mtu: u16) -> [u32; 2] {
+        [u32::from_ne_bytes([2, 0, 0, 0]), u32::from(mtu).to_be()]
+    }
+
+    /// RFC 4443, 2.3.
+    #[inline(always)]
+    fn icmp_pseudo_sum(header: &Header<'_, [u8; 16]>) -> u16 {
+        let addresses = csum::add(Self::sum(header.source), Self::sum(header.destination));
+        let rest = csum::add(header.payload.to_be(), u16::from(header.protocol).to_be());
+        csum::add(addresses, rest)
+    }
+
+    #[inline(always)]
+    fn decrement_ttl<F: Frame>(frame: &mut F) -> bool {
         let Some(header) = frame.window::<V6_LEN>(V6_START) else { return false };
         let ttl: u8 = header.get::<u8, { offset_of!(Ipv6Hdr, hop_limit) }>();
         header.set::<u8, { offset_of!(Ipv6Hdr, hop_limit) }>(ttl.wrapping_sub(1));
+        // The hop limit is the low byte of its checksum word.
+        let delta =
+            csum::sub(u16::from_ne_bytes([0, ttl.wrapping_sub(1)]), u16::from_ne_bytes([0, ttl]));
+        frame.note_change(delta);
         true
     }
 }

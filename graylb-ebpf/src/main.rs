@@ -12,6 +12,7 @@
 
 mod access;
 mod access_socket;
+mod answer;
 mod classify;
 mod count;
 mod emit;
@@ -24,6 +25,7 @@ mod rewrite;
 mod select;
 mod socket;
 mod tcp;
+mod tunnel;
 mod udp;
 
 use aya_ebpf::{

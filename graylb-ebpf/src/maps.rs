@@ -4,6 +4,9 @@
 //! one aligned word whose lost update does no harm (`last_seen_ns`, state bits), a per-CPU counter, or
 //! a whole entry by the kernel's own update.
 
+use crate::access::{FibParams, empty_fib_params};
+use core::ptr::NonNull;
+
 use aya_ebpf::{
     bindings::BPF_ANY,
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
@@ -58,6 +61,7 @@ maps! {
     "settings" SETTINGS: Array<Settings, 1>;
     "draft_v4" DRAFT_V4: PerCpuArray<Draft<[u8; 4]>, 1>;
     "draft_v6" DRAFT_V6: PerCpuArray<Draft<[u8; 16]>, 1>;
+    "route_query" ROUTE_QUERY: PerCpuArray<RouteQuery, 1>;
 }
 
 /// Where a new flow's entries are written before they are inserted: they do not fit on a BPF stack of
@@ -70,6 +74,15 @@ pub struct Draft<A> {
     pub reply: HalfOpen<A>,
     /// Key of `reply`.
     pub reply_key: FlowKey<A>,
+}
+
+/// A question to the routing tables and its answer, not on the stack for the same reason.
+#[repr(C)]
+pub struct RouteQuery {
+    /// What is asked, and the kernel's answer.
+    pub params: FibParams,
+    /// What it means.
+    pub hop: NextHop,
 }
 
 /// An LRU hash of flows, whatever its size.
@@ -86,7 +99,7 @@ pub trait FlowTable<A, V> {
 impl<A, V, const N: usize> FlowTable<A, V> for LruHashMap<FlowKey<A>, V, N> {
     #[inline(always)]
     fn find(&'static self, key: &FlowKey<A>) -> Option<Entry<V>> {
-        self.get_ptr_mut(key).map(Entry)
+        self.get_ptr_mut(key).and_then(NonNull::new).map(Entry)
     }
 
     #[inline(always)]
@@ -103,7 +116,7 @@ impl<A, V, const N: usize> FlowTable<A, V> for LruHashMap<FlowKey<A>, V, N> {
 
 /// An entry in a flow map. It stays readable while the program runs; after an eviction on another CPU it
 /// may show a flow that has taken its place, which costs that packet and no memory safety.
-pub struct Entry<V>(*mut V);
+pub struct Entry<V>(NonNull<V>);
 
 impl<V> Clone for Entry<V> {
     #[inline(always)]
@@ -120,7 +133,7 @@ impl<V> Entry<V> {
     pub const fn value(&self) -> &V {
         // SAFETY: the pointer came, not null, from a look-up in a preallocated map in this run of the
         // program; its memory stays a V until the program ends.
-        unsafe { &*self.0 }
+        unsafe { self.0.as_ref() }
     }
 }
 
@@ -129,7 +142,7 @@ impl<A> Entry<Flow<A>> {
     #[inline(always)]
     pub const fn touch(&self, now_ns: u64) {
         // SAFETY: as in `value`; an aligned word.
-        unsafe { (*self.0).last_seen_ns = now_ns }
+        unsafe { (*self.0.as_ptr()).last_seen_ns = now_ns }
     }
 
     /// The cached next hop, if it was found in this epoch.
@@ -138,7 +151,7 @@ impl<A> Entry<Flow<A>> {
         // SAFETY: as in `value`; aligned words. `epoch` is read before and after the rest, so that what
         // another CPU writes in between is noticed.
         unsafe {
-            let hop = &raw const (*self.0).hop;
+            let hop = &raw const (*self.0.as_ptr()).hop;
             if (&raw const (*hop).epoch).read_volatile() != epoch {
                 return None;
             }
@@ -150,13 +163,16 @@ impl<A> Entry<Flow<A>> {
 
     /// Caches the next hop.
     #[inline(always)]
-    pub fn set_hop(&self, hop: &NextHop) {
+    pub fn set_hop(&self, epoch: u32, hop: &NextHop) {
         // SAFETY: as in `value`; aligned words. The entry is in no epoch while it is written.
         unsafe {
-            let place = &raw mut (*self.0).hop;
+            let place = &raw mut (*self.0.as_ptr()).hop;
             (&raw mut (*place).epoch).write_volatile(0);
-            place.write_volatile(NextHop { epoch: 0, ..*hop });
-            (&raw mut (*place).epoch).write_volatile(hop.epoch);
+            (&raw mut (*place).ifindex).write_volatile(hop.ifindex);
+            (&raw mut (*place).mtu).write_volatile(hop.mtu);
+            (&raw mut (*place).kind).write_volatile(hop.kind);
+            (&raw mut (*place).link).write_volatile(hop.link);
+            (&raw mut (*place).epoch).write_volatile(epoch);
         }
     }
 
@@ -164,7 +180,7 @@ impl<A> Entry<Flow<A>> {
     #[inline(always)]
     pub const fn mark(&self, bits: u32) {
         // SAFETY: as in `value`; an aligned word.
-        unsafe { (*self.0).state |= bits }
+        unsafe { (*self.0.as_ptr()).state |= bits }
     }
 }
 
@@ -172,15 +188,15 @@ impl<A> Entry<HalfOpen<A>> {
     /// The flow inside.
     #[inline(always)]
     pub const fn flow(&self) -> Entry<Flow<A>> {
-        // SAFETY: as in `value`; the address of a field.
-        Entry(unsafe { &raw mut (*self.0).flow })
+        // SAFETY: as in `value`; the address of a field, which is never null.
+        Entry(unsafe { NonNull::new_unchecked(&raw mut (*self.0.as_ptr()).flow) })
     }
 
     /// Notes the sequence number of the backend's SYN-ACK.
     #[inline(always)]
     pub const fn set_server_isn(&self, isn: u32) {
         // SAFETY: as in `value`; an aligned word.
-        unsafe { (*self.0).server_isn = isn }
+        unsafe { (*self.0.as_ptr()).server_isn = isn }
     }
 }
 
@@ -273,6 +289,18 @@ pub fn draft<A, const N: usize>(
     map.get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
 }
 
+/// This CPU's question to the routing tables, empty.
+#[inline(always)]
+pub fn route_query() -> Option<&'static mut RouteQuery> {
+    let query = ROUTE_QUERY.get_ptr_mut(0)?;
+    // SAFETY: this CPU's own element, asked for once in a run of a program (`emit::emit`), so that there is
+    // one reference; a struct of integers and unions of integers, for which zero is valid.
+    unsafe {
+        (&raw mut (*query).params).write(empty_fib_params());
+        Some(&mut *query)
+    }
+}
+
 /// Changes a backend's counters on this CPU.
 #[inline(always)]
 pub fn count_backend(index: u32, change: impl FnOnce(&mut BackendCounters)) {
@@ -304,10 +332,19 @@ pub fn count_verdict_atomically(verdict: Verdict) {
     }
 }
 
+/// The same value, of which the compiler knows nothing: it would drop a comparison whose outcome follows
+/// from the type, but which the verifier wants to see.
+#[inline(always)]
+fn opaque(mut value: usize) -> usize {
+    // SAFETY: no instruction at all.
+    unsafe { core::arch::asm!("/* {0} */", inout(reg) value, options(nomem, nostack, pure)) };
+    value
+}
+
 /// Counts a verdict on this CPU.
 #[inline(always)]
 pub fn count_verdict(verdict: Verdict) {
-    let index = verdict as usize;
+    let index = opaque(verdict as usize);
     if index >= VERDICT_COUNT {
         return;
     }

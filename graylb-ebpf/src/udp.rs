@@ -32,6 +32,25 @@ pub fn classify<D: Direction, Fam: Family, F: Frame>(
             return Ok(flow);
         }
     }
+    let mut verdict = Verdict::NotService;
+    open::<D, Fam, F>(frame, packet, &mut verdict).ok_or(verdict)
+}
+
+/// A new flow, in a function of its own in the kernel. Fills `verdict` in where there is none.
+#[inline(never)]
+fn open<D: Direction, Fam: Family, F: Frame>(
+    frame: &F,
+    packet: &Packet<Fam>,
+    verdict: &mut Verdict,
+) -> Option<Entry<FlowOf<Fam>>> {
+    try_open::<D, Fam, F>(frame, packet).map_err(|why| *verdict = why).ok()
+}
+
+#[inline(always)]
+fn try_open<D: Direction, Fam: Family, F: Frame>(
+    frame: &F,
+    packet: &Packet<Fam>,
+) -> Result<Entry<FlowOf<Fam>>, Verdict> {
     let service = classify::service::<D, Fam>(packet)?;
     let choice = select::backend::<Fam>(service)?;
     let draft = select::draft::<Fam, F>(frame, packet, service, &choice)?;
@@ -45,7 +64,7 @@ pub fn classify<D: Direction, Fam: Family, F: Frame>(
 }
 
 /// Whether nothing has gone either way for the timeout.
-#[inline(always)]
+#[inline(never)]
 pub fn expired<Fam: Family>(flow: Entry<FlowOf<Fam>>, now_ns: u64) -> bool {
     let Some(settings) = maps::settings() else { return false };
     let idle = |seen_ns: u64| now_ns.saturating_sub(seen_ns) > settings.udp_timeout_ns;

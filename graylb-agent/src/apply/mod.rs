@@ -10,6 +10,7 @@ mod error;
 mod pins;
 mod regions;
 mod socket_hook;
+mod sources;
 mod sys;
 mod tables;
 

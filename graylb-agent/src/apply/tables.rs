@@ -14,23 +14,37 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
 };
 use graylb_common::{
-    backend::{Backend, BackendCounters, FAMILY_V4, FAMILY_V6, MODE_NAT},
+    backend::{
+        Backend, BackendCounters, FAMILY_V4, FAMILY_V6, MODE_DSR, MODE_IPIP, MODE_NAT, MODE_SNAT,
+    },
     maps,
     service::{PROTOCOL_TCP, PROTOCOL_UDP, SELECT_TURNS, Service, ServiceKey, Slot, Turn},
     settings::Settings,
     verdict::VerdictCounters,
 };
 
-use super::{ApplyError, regions::Regions};
+use super::{
+    ApplyError,
+    regions::Regions,
+    sources::{Place, SourceTable},
+};
 use crate::{
     compile::{BackendImage, Change, Image, ServiceImage},
-    model::spec::{Endpoint, Protocol},
+    model::spec::{Endpoint, Mode, Protocol},
 };
 
 type Services<A> = HashMap<MapData, ServiceKey<A>, Service>;
 
-/// A backend's identity: service number, pool number, address.
-type Identity = (u32, u32, SocketAddr);
+/// What makes a backend's entry its own: an entry in use changes only in what is for readers.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Identity {
+    /// Number of the service.
+    service: u32,
+    /// Number of the pool.
+    pool: u32,
+    address: SocketAddr,
+    mode: Mode,
+}
 
 /// graylb's maps, and what is in them.
 pub(super) struct Tables {
@@ -46,6 +60,7 @@ pub(super) struct Tables {
     entries: BTreeMap<Endpoint, Service>,
     indices: BTreeMap<Identity, u32>,
     regions: Regions,
+    sources: SourceTable,
 }
 
 /// Takes a map out of the loaded object.
@@ -75,6 +90,7 @@ impl Tables {
             entries: BTreeMap::new(),
             indices: BTreeMap::new(),
             regions: Regions::new(maps::MAX_SLOTS, []),
+            sources: SourceTable::take(ebpf)?,
         })
     }
 
@@ -107,6 +123,7 @@ impl Tables {
         }
         let taken = self.entries.values().map(|entry| (entry.slots_start, entry.slots_count));
         self.regions = Regions::new(maps::MAX_SLOTS, taken);
+        self.sources.settle();
         if !self.entries.is_empty() {
             notes.push(format!("took over {} services from the pinned maps", self.entries.len()));
         }
@@ -129,7 +146,7 @@ impl Tables {
     }
 
     fn read_image(
-        &self,
+        &mut self,
         endpoint: &Endpoint,
         entry: &Service,
     ) -> Result<(ServiceImage, BTreeMap<Identity, u32>), String> {
@@ -137,7 +154,12 @@ impl Tables {
         if end.is_none_or(|end| end > maps::MAX_SLOTS) {
             return Err(format!("slots {} + {}", entry.slots_start, entry.slots_count));
         }
-        let mut image = ServiceImage { pool: entry.pool, backends: Vec::new(), slots: Vec::new() };
+        let mut image = ServiceImage {
+            pool: entry.pool,
+            mode: Mode::Nat,
+            backends: Vec::new(),
+            slots: Vec::new(),
+        };
         let mut places = BTreeMap::new();
         let mut indices = BTreeMap::new();
         for place in entry.slots_start..entry.slots_start + entry.slots_count {
@@ -147,18 +169,39 @@ impl Tables {
                 continue;
             }
             let backend = self.backends.get(&slot.backend, 0).map_err(|error| error.to_string())?;
-            let address = backend_address(&backend)
-                .filter(|address| address.is_ipv4() == endpoint.address.is_ipv4())
+            let mode = self.read_mode(&backend)?;
+            let address = ip_address(&backend.address, backend.family)
+                .map(|ip| SocketAddr::new(ip, backend.port))
+                .filter(|address| {
+                    let same_family = address.is_ipv4() == endpoint.address.is_ipv4();
+                    same_family || matches!(mode, Mode::Ipip(_))
+                })
                 .filter(|_| backend.service == entry.id)
                 .ok_or_else(|| format!("slot {place} leads to backend {}", slot.backend))?;
+            if image.backends.is_empty() {
+                image.mode = mode.clone();
+            } else if image.mode != mode {
+                return Err(format!("slot {place} leads to a backend of another mode"));
+            }
             let known = image.backends.len() as u32;
             places.insert(slot.backend, known);
             image.slots.push(known);
             let weight = u16::try_from(backend.weight).unwrap_or(u16::MAX);
             image.backends.push(BackendImage { address, weight });
-            indices.insert((entry.id, backend.pool, address), slot.backend);
+            let identity = Identity { service: entry.id, pool: backend.pool, address, mode };
+            indices.insert(identity, slot.backend);
         }
         Ok((image, indices))
+    }
+
+    fn read_mode(&mut self, backend: &Backend) -> Result<Mode, String> {
+        match backend.mode {
+            MODE_NAT => Ok(Mode::Nat),
+            MODE_SNAT => self.sources.read(backend).map(Mode::Snat),
+            MODE_DSR => Ok(Mode::Dsr),
+            MODE_IPIP => self.sources.read(backend).map(Mode::Ipip),
+            other => Err(format!("a backend has mode {other}")),
+        }
     }
 
     /// Puts one change in force.
@@ -178,7 +221,7 @@ impl Tables {
         let generation = old.map_or(0, |entry| entry.generation) + 1;
         let mut indices = Vec::with_capacity(image.backends.len());
         for backend in &image.backends {
-            indices.push(self.write_backend(id, image.pool, backend)?);
+            indices.push(self.write_backend(id, image, backend)?);
         }
         let now = Instant::now();
         let count = image.slots.len() as u32;
@@ -221,7 +264,7 @@ impl Tables {
         self.remove_service(endpoint)?;
         if let Some(entry) = self.entries.remove(endpoint) {
             self.regions.give_back(entry.slots_start, entry.slots_count, Instant::now());
-            self.indices.retain(|(service, _, _), _| *service != entry.id);
+            self.indices.retain(|identity, _| identity.service != entry.id);
         }
         self.image.remove(endpoint);
         Ok(())
@@ -246,11 +289,26 @@ impl Tables {
     fn write_backend(
         &mut self,
         service: u32,
-        pool: u32,
-        image: &BackendImage,
+        image: &ServiceImage,
+        backend: &BackendImage,
     ) -> Result<u32, ApplyError> {
-        let identity = (service, pool, image.address);
-        let entry = backend_entry(service, pool, image);
+        let place = match image.mode.sources() {
+            Some(sources) => {
+                let indices = &self.indices;
+                self.sources.place(sources, || {
+                    let used = indices.keys().filter_map(|identity| identity.mode.sources());
+                    used.cloned().collect()
+                })?
+            }
+            None => (0, 0),
+        };
+        let identity = Identity {
+            service,
+            pool: image.pool,
+            address: backend.address,
+            mode: image.mode.clone(),
+        };
+        let entry = backend_entry(&identity, backend.weight, place);
         if let Some(&index) = self.indices.get(&identity) {
             set(&mut self.backends, maps::BACKENDS, index, entry)?;
             return Ok(index);
@@ -276,7 +334,13 @@ impl Tables {
                 .iter()
                 .flat_map(|(endpoint, entry)| {
                     let backends = self.image.get(endpoint).map_or(&[][..], |i| &i.backends);
-                    backends.iter().map(|backend| (entry.id, entry.pool, backend.address))
+                    let mode = self.image.get(endpoint).map(|i| i.mode.clone()).unwrap_or_default();
+                    backends.iter().map(move |backend| Identity {
+                        service: entry.id,
+                        pool: entry.pool,
+                        address: backend.address,
+                        mode: mode.clone(),
+                    })
                 })
                 .collect();
             self.indices.retain(|identity, _| in_force.contains(identity));
@@ -362,22 +426,21 @@ impl Tables {
         endpoint: &Endpoint,
     ) -> Result<Vec<(u32, SocketAddr, BackendCounters)>, ApplyError> {
         let Some(entry) = self.entries.get(endpoint) else { return Ok(Vec::new()) };
-        let mine = self.indices.iter().filter(|((service, _, _), _)| *service == entry.id);
-        let mut counters = Vec::new();
-        for (&(_, pool, address), index) in mine {
+        let mine = self.indices.iter().filter(|(identity, _)| identity.service == entry.id);
+        let mut counters: BTreeMap<(u32, SocketAddr), BackendCounters> = BTreeMap::new();
+        for (identity, index) in mine {
             let per_cpu = self
                 .backend_stats
                 .get(index, 0)
                 .map_err(|error| read_error(maps::BACKEND_STATS, error))?;
-            let mut total = BackendCounters::default();
+            let total = counters.entry((identity.pool, identity.address)).or_default();
             per_cpu.iter().for_each(|counters| total.add(counters));
-            counters.push((pool, address, total));
         }
-        Ok(counters)
+        Ok(counters.into_iter().map(|((pool, address), total)| (pool, address, total)).collect())
     }
 }
 
-fn set<V: aya::Pod>(
+pub(super) fn set<V: aya::Pod>(
     map: &mut Array<MapData, V>,
     name: &str,
     index: u32,
@@ -394,7 +457,7 @@ fn read_error(map: &str, error: MapError) -> ApplyError {
     ApplyError::new(format!("cannot read map {map}"), error)
 }
 
-fn full(map: &str, size: u32) -> ApplyError {
+pub(super) fn full(map: &str, size: u32) -> ApplyError {
     ApplyError::text(format!("map {map} is full: all of its {size} entries are in use"))
 }
 
@@ -423,30 +486,40 @@ fn endpoint(address: IpAddr, port: u16, protocol: u8) -> Option<Endpoint> {
     Some(Endpoint { address: SocketAddr::new(address, port), protocol })
 }
 
-fn backend_entry(service: u32, pool: u32, image: &BackendImage) -> Backend {
-    let (address, family) = match image.address.ip() {
-        IpAddr::V4(ip) => (ip.to_ipv6_mapped(), FAMILY_V4),
-        IpAddr::V6(ip) => (ip, FAMILY_V6),
-    };
+fn backend_entry(identity: &Identity, weight: u16, (start, count): Place) -> Backend {
+    let address = identity.address;
     Backend {
-        address: address.octets(),
-        port: image.address.port(),
-        family,
-        mode: MODE_NAT,
-        service,
-        pool,
-        weight: u32::from(image.weight),
-        sources_start: 0,
-        sources_count: 0,
+        address: address_bytes(address.ip()),
+        port: address.port(),
+        family: if address.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 },
+        mode: match identity.mode {
+            Mode::Nat => MODE_NAT,
+            Mode::Snat(_) => MODE_SNAT,
+            Mode::Dsr => MODE_DSR,
+            Mode::Ipip(_) => MODE_IPIP,
+        },
+        service: identity.service,
+        pool: identity.pool,
+        weight: u32::from(weight),
+        sources_start: start,
+        sources_count: count,
     }
 }
 
-fn backend_address(backend: &Backend) -> Option<SocketAddr> {
-    let address = Ipv6Addr::from(backend.address);
-    let address = match backend.family {
-        FAMILY_V4 => IpAddr::V4(address.to_ipv4_mapped()?),
-        FAMILY_V6 => IpAddr::V6(address),
-        _ => return None,
-    };
-    Some(SocketAddr::new(address, backend.port))
+/// An address as the maps hold it.
+pub(super) const fn address_bytes(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    }
+}
+
+/// An address that the maps hold.
+pub(super) fn ip_address(bytes: &[u8; 16], family: u8) -> Option<IpAddr> {
+    let address = Ipv6Addr::from(*bytes);
+    match family {
+        FAMILY_V4 => address.to_ipv4_mapped().map(IpAddr::V4),
+        FAMILY_V6 => Some(IpAddr::V6(address)),
+        _ => None,
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::{BackendImage, Image, ServiceImage, pool_number, round_robin};
 use crate::model::{
-    spec::{BackendSpec, Name, ServiceSpec},
+    spec::{BackendSpec, Mode, Name, ServiceSpec},
     state::State,
 };
 
@@ -31,15 +31,16 @@ pub fn compile_service(
     if takers.is_empty() {
         return installed.get(&service.endpoint).cloned();
     }
-    Some(image(&in_force.choice.to_string(), &takers))
+    Some(image(&in_force.choice.to_string(), &in_force.pool.mode, &takers))
 }
 
 /// The image of a pool with these backends.
 #[must_use]
-pub(crate) fn image(pool: &str, backends: &[BackendSpec]) -> ServiceImage {
+pub(crate) fn image(pool: &str, mode: &Mode, backends: &[BackendSpec]) -> ServiceImage {
     let weights: Vec<u16> = backends.iter().map(|backend| backend.weight).collect();
     ServiceImage {
         pool: pool_number(pool),
+        mode: mode.clone(),
         backends: backends
             .iter()
             .map(|backend| BackendImage { address: backend.address, weight: backend.weight })

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use crate::model::spec::Endpoint;
+use crate::model::spec::{Endpoint, Mode};
 
 /// All services in the kernel.
 pub type Image = BTreeMap<Endpoint, ServiceImage>;
@@ -14,16 +14,18 @@ pub struct ServiceImage {
     pub pool: u32,
     /// The pool's backends that take new flows, in the order of the spec.
     pub backends: Vec<BackendImage>,
+    /// How packets get to them and back.
+    pub mode: Mode,
     /// Indices into `backends`: what the packet path steps through.
     pub slots: Vec<u32>,
 }
 
 impl ServiceImage {
-    /// Whether both route alike: same pool, and slot by slot the same backend. The order in which
+    /// Whether both route alike: same pool and mode, and slot by slot the same backend. The order in which
     /// backends are listed does not matter.
     #[must_use]
     pub fn routes_like(&self, other: &Self) -> bool {
-        self.pool == other.pool && self.routes().eq(other.routes())
+        self.pool == other.pool && self.mode == other.mode && self.routes().eq(other.routes())
     }
 
     fn routes(&self) -> impl Iterator<Item = Option<&BackendImage>> {

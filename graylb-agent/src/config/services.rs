@@ -14,14 +14,14 @@ use super::{
     read::{At, Section, integer, string},
 };
 use crate::model::spec::{
-    BackendSpec, Endpoint, MAX_WEIGHT, Name, PoolSpec, ProbeKind, ProbeSpec, Protocol, ServiceSpec,
-    Spec, check_address,
+    BackendSpec, DEFAULT_SOURCE_PORTS, Endpoint, MAX_WEIGHT, Mode, Name, PoolSpec, ProbeKind,
+    ProbeSpec, Protocol, ServiceSpec, Sources, Spec, check_address,
 };
 
 /// Options of `[services.NAME]`.
 pub(super) const SERVICE_KEYS: &[&str] = &["address", "protocol", "aliases", "default_pool"];
 /// Options of `[pools.NAME]`.
-pub(super) const POOL_KEYS: &[&str] = &["backends", "probe"];
+pub(super) const POOL_KEYS: &[&str] = &["backends", "mode", "sources", "source_ports", "probe"];
 /// Options of a backend written as a table.
 pub(super) const BACKEND_KEYS: &[&str] = &["address", "weight"];
 /// Options of `probe`.
@@ -178,6 +178,7 @@ fn pool(section: &Section<'_>, report: &mut Report<'_>) -> Option<PoolSpec> {
         section.missing("backends", "[\"ADDRESS:PORT\", …]", report);
         return None;
     }
+    let mode = mode(section, report);
     let listed = section.array("backends", report)?;
     let backends: Vec<_> = listed
         .iter()
@@ -187,9 +188,109 @@ fn pool(section: &Section<'_>, report: &mut Report<'_>) -> Option<PoolSpec> {
         return None;
     }
     let span = section.value("backends").map_or(section.span(), Spanned::span);
-    PoolSpec::new(backends, probe)
+    PoolSpec::new(backends, mode?, probe)
         .map_err(|error| report.error(&span, format!("{}: {error}", section.name("backends"))))
         .ok()
+}
+
+/// `None` where a mistake was reported.
+fn mode(section: &Section<'_>, report: &mut Report<'_>) -> Option<Mode> {
+    const ALLOWED: [&str; 4] = ["nat", "snat", "dsr", "ipip"];
+    let (text, span) =
+        section.string("mode", report).unwrap_or_else(|| ("nat".to_owned(), section.span()));
+    match text.as_str() {
+        "snat" => sources(section, &text, &["sources", "source_ports"], report).map(Mode::Snat),
+        "ipip" => sources(section, &text, &["sources"], report).map(Mode::Ipip),
+        "nat" | "dsr" => {
+            refuse_source_options(section, &text, &[], report);
+            Some(if text == "nat" { Mode::Nat } else { Mode::Dsr })
+        }
+        _ => {
+            let hint = did_you_mean(&text, ALLOWED);
+            report.error(
+                &span,
+                format!(
+                    "{} = {text:?}: {} are allowed{hint}",
+                    section.name("mode"),
+                    ALLOWED.join(", ")
+                ),
+            );
+            None
+        }
+    }
+}
+
+fn refuse_source_options(
+    section: &Section<'_>,
+    mode: &str,
+    allowed: &[&str],
+    report: &mut Report<'_>,
+) {
+    for key in ["sources", "source_ports"] {
+        if let Some(value) = section.value(key).filter(|_| !allowed.contains(&key)) {
+            let modes = if key == "sources" { "snat or ipip" } else { "snat" };
+            report.error(
+                &value.span(),
+                format!("{} is for mode {modes}, this pool has {mode}", section.name(key)),
+            );
+        }
+    }
+}
+
+fn sources(
+    section: &Section<'_>,
+    mode: &str,
+    allowed: &[&str],
+    report: &mut Report<'_>,
+) -> Option<Sources> {
+    refuse_source_options(section, mode, allowed, report);
+    let Some(value) = section.value("sources") else {
+        section.missing("sources", "[\"ADDRESS OF THIS HOST\", …]", report);
+        return None;
+    };
+    let mut addresses = Vec::new();
+    for item in section.array("sources", report)? {
+        let (text, span) = string(item, &section.name("sources"), report)?;
+        match text.parse::<IpAddr>() {
+            Ok(address) => addresses.push(address),
+            Err(_) => {
+                report.error(
+                    &span,
+                    format!(
+                        "{} = {text:?}: write an IP address, without a port",
+                        section.name("sources")
+                    ),
+                );
+                return None;
+            }
+        }
+    }
+    let ports = source_ports(section, report)?;
+    Sources::new(addresses, ports)
+        .map_err(|error| {
+            report.error(&value.span(), format!("{}: {error}", section.name("sources")))
+        })
+        .ok()
+}
+
+fn source_ports(section: &Section<'_>, report: &mut Report<'_>) -> Option<(u16, u16)> {
+    if section.value("source_ports").is_none() {
+        return Some(DEFAULT_SOURCE_PORTS);
+    }
+    let (text, span) = section.string("source_ports", report)?;
+    let range = text.split_once('-').and_then(|(low, high)| {
+        Some((low.trim().parse::<u16>().ok()?, high.trim().parse::<u16>().ok()?))
+    });
+    if range.is_none() {
+        report.error(
+            &span,
+            format!(
+                "{} = {text:?}: write two ports, as in \"10240-32767\"",
+                section.name("source_ports")
+            ),
+        );
+    }
+    range
 }
 
 fn backend(

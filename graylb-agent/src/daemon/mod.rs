@@ -178,7 +178,7 @@ impl Daemon {
             && let Some(in_force) = self.state.in_force(name)
             && in_force.takers(&self.state).next().is_none()
         {
-            wanted = Some(image(&choice.to_string(), &in_force.pool.backends));
+            wanted = Some(image(&choice.to_string(), &in_force.pool.mode, &in_force.pool.backends));
         }
         let Some(wanted) = wanted else { return Ok(0) };
         let unchanged =

@@ -159,18 +159,121 @@ pub struct ProbeSpec {
     pub fall: u32,
 }
 
+/// How packets get to a pool's backends and back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Mode {
+    /// The destination is rewritten on the way in, the source on the way back; the backend sees the
+    /// client's address and sends its replies back through this host.
+    #[default]
+    Nat,
+    /// Both addresses are rewritten; the backend sees one of these sources.
+    Snat(Sources),
+    /// Only the MAC addresses change: the backend has the virtual address itself, and answers the client.
+    Dsr,
+    /// Like [`Mode::Dsr`], but inside a packet from one of these sources to the backend.
+    Ipip(Sources),
+}
+
+impl Mode {
+    /// Its name in the config.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Nat => "nat",
+            Self::Snat(_) => "snat",
+            Self::Dsr => "dsr",
+            Self::Ipip(_) => "ipip",
+        }
+    }
+
+    /// Whether packets reach the backend with the virtual address and port unchanged.
+    #[must_use]
+    pub const fn keeps_destination(&self) -> bool {
+        matches!(self, Self::Dsr | Self::Ipip(_))
+    }
+
+    /// The addresses that packets to the backends come from, where that is not the client's.
+    #[must_use]
+    pub const fn sources(&self) -> Option<&Sources> {
+        match self {
+            Self::Nat | Self::Dsr => None,
+            Self::Snat(sources) | Self::Ipip(sources) => Some(sources),
+        }
+    }
+}
+
+/// Addresses of this host that packets to backends come from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Sources {
+    /// Unicast addresses of one family; 1 to [`MAX_SOURCES`], none twice.
+    pub addresses: Vec<IpAddr>,
+    /// Lowest and highest port that a flow is given, both in use.
+    pub ports: (u16, u16),
+}
+
+/// Most source addresses of one pool.
+pub const MAX_SOURCES: usize = 64;
+/// Ports that flows are given unless the config says otherwise: below Linux's ephemeral ports
+/// (net.ipv4.ip_local_port_range), which this host's own connections have.
+pub const DEFAULT_SOURCE_PORTS: (u16, u16) = (10_240, 32_767);
+
+impl Sources {
+    /// Checks what the fields promise.
+    ///
+    /// # Errors
+    ///
+    /// None or too many addresses, one twice, two families, no unicast address, no port.
+    pub fn new(addresses: Vec<IpAddr>, ports: (u16, u16)) -> Result<Self, SpecError> {
+        if addresses.is_empty() || addresses.len() > MAX_SOURCES {
+            return Err(SpecError(format!(
+                "1 to {MAX_SOURCES} source addresses are needed, found {}",
+                addresses.len()
+            )));
+        }
+        for (place, address) in addresses.iter().enumerate() {
+            check_address(SocketAddr::new(*address, 1))?;
+            if addresses[..place].contains(address) {
+                return Err(SpecError(format!("source address {address} is listed twice")));
+            }
+            if address.is_ipv4() != addresses[0].is_ipv4() {
+                return Err(SpecError(format!(
+                    "source addresses {} and {address} are of different IP families",
+                    addresses[0]
+                )));
+            }
+        }
+        if ports.0 == 0 || ports.0 > ports.1 {
+            return Err(SpecError(format!(
+                "source ports {}-{}: write a range from 1 to 65535, the lower port first",
+                ports.0, ports.1
+            )));
+        }
+        Ok(Self { addresses, ports })
+    }
+}
+
 /// A pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolSpec {
     /// Its backends, in the order of the config; not empty, no address twice, at least one weight > 0.
     pub backends: Vec<BackendSpec>,
+    /// How packets get to its backends and back.
+    pub mode: Mode,
     /// How its backends are probed; `None`: they are taken to be well.
     pub probe: Option<ProbeSpec>,
 }
 
 impl PoolSpec {
     /// Checks what [`PoolSpec`]'s fields promise, and the limits on backends and slots.
-    pub fn new(backends: Vec<BackendSpec>, probe: Option<ProbeSpec>) -> Result<Self, SpecError> {
+    ///
+    /// # Errors
+    ///
+    /// A field breaks its promise; the mode's sources are of another family than the backends.
+    pub fn new(
+        backends: Vec<BackendSpec>,
+        mode: Mode,
+        probe: Option<ProbeSpec>,
+    ) -> Result<Self, SpecError> {
         if backends.is_empty() || backends.len() > MAX_POOL_BACKENDS {
             return Err(SpecError(format!(
                 "a pool has 1 to {MAX_POOL_BACKENDS} backends, this one has {}",
@@ -205,7 +308,15 @@ impl PoolSpec {
                 "the weights need {slots} slots (their sum over their greatest common divisor), at most {MAX_POOL_SLOTS} are allowed: use rounder weights"
             )));
         }
-        Ok(Self { backends, probe })
+        if let Some(sources) = mode.sources()
+            && sources.addresses[0].is_ipv4() != backends[0].address.is_ipv4()
+        {
+            return Err(SpecError(format!(
+                "source address {} and backend {} are of different IP families",
+                sources.addresses[0], backends[0].address
+            )));
+        }
+        Ok(Self { backends, mode, probe })
     }
 
     /// Whether the backends are IPv4.
@@ -263,8 +374,9 @@ pub struct Spec {
 ///
 /// # Errors
 ///
-/// They are of different IP families; the pool has the service's own address; or the service is on a
-/// loopback address, which only this host reaches, and a backend is not.
+/// They are of different IP families, and the pool's mode does not bridge that; the pool has the service's
+/// own address; the mode keeps the port, and a backend has another; or the service is on a loopback
+/// address, which only this host reaches, and a backend is not, or the mode needs a network.
 pub fn check_use(
     name: &Name,
     service: &ServiceSpec,
@@ -272,10 +384,24 @@ pub fn check_use(
     pool: &PoolSpec,
 ) -> Result<(), SpecError> {
     let address = service.endpoint.address;
+    let mode = pool.mode.name();
+    if address.ip().is_loopback() && pool.mode != Mode::Nat {
+        return Err(SpecError(format!(
+            "service {name} is on the loopback address {address}, pool {pool_name} has mode {mode}: on loopback only nat works"
+        )));
+    }
     for backend in &pool.backends {
-        if backend.address.is_ipv4() != address.is_ipv4() {
+        let tunnel = matches!(pool.mode, Mode::Ipip(_));
+        if backend.address.is_ipv4() != address.is_ipv4() && !tunnel {
             return Err(SpecError(format!(
-                "service {name} is on {address}, pool {pool_name} has {}: both must be of one IP family",
+                "service {name} is on {address}, pool {pool_name} has {}: both must be of one IP family in mode {mode} (ipip can carry one in the other)",
+                backend.address
+            )));
+        }
+        if pool.mode.keeps_destination() && backend.address.port() != address.port() {
+            return Err(SpecError(format!(
+                "service {name} is on port {}, pool {pool_name} has {}: mode {mode} keeps the port, so both must be the same",
+                address.port(),
                 backend.address
             )));
         }

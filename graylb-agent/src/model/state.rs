@@ -150,10 +150,11 @@ impl State {
                 SwitchError::UnknownPool { asked: pool.to_string(), known: self.pool_names() }
             })?,
             PoolChoice::Backends(addresses) => {
-                let probe =
-                    self.spec.pools.get(&service.default_pool).and_then(|p| p.probe.clone());
+                let like = self.spec.pools.get(&service.default_pool);
+                let mode = like.map(|pool| pool.mode.clone()).unwrap_or_default();
+                let probe = like.and_then(|pool| pool.probe.clone());
                 let backends = addresses.iter().map(|&address| BackendSpec { address, weight: 1 });
-                PoolSpec::new(backends.collect(), probe).map_err(unfit)?
+                PoolSpec::new(backends.collect(), mode, probe).map_err(unfit)?
             }
         };
         check_use(name, service, choice, &pool).map_err(unfit)?;

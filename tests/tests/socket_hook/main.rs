@@ -50,12 +50,7 @@ fn connections_go_to_backends_in_turns_and_show_the_virtual_endpoint() {
     for (verdict, count) in [("socket_steered", 12), ("delivered", 0), ("no_flow", 0)] {
         assert_eq!(stage.verdict(verdict), count, "{verdict}");
     }
-    let status = stage.status();
-    let mut services = status["services"].as_array().expect("services").iter();
-    let service = services.find(|service| service["name"] == "tcp4").expect("tcp4");
-    assert_eq!(service["backends"].as_array().expect("backends").len(), 2);
-    let opened = |n: usize| service["backends"][n]["opened"].as_u64();
-    assert_eq!((opened(0), opened(1)), (Some(4), Some(4)));
+    assert_eq!((stage.opened("tcp4", 0), stage.opened("tcp4", 1)), (4, 4));
     // The backend's own address is nobody's business.
     assert_eq!(stage.turns("127.0.0.1:18082", 1), ["82"]);
     assert_eq!(stage.verdict("socket_steered"), 12);
@@ -156,6 +151,40 @@ fn a_switch_is_for_the_next_connection() {
     let mut text = String::new();
     before.read_to_string(&mut text).expect("an answer");
     assert_eq!(text, "81 127.0.0.1");
+}
+
+/// A service on an address of the host's own that is not a loopback one, with pools of two modes.
+const MODES: &str = r#"
+[services.far]
+address = "192.0.2.10:8000"
+default_pool = "direct"
+[pools.direct]
+backends = ["192.0.2.20:18081", "192.0.2.20:18082"]
+mode = "snat"
+sources = ["192.0.2.30"]
+[pools.nat]
+backends = ["127.0.0.1:18083"]
+"#;
+
+#[test]
+fn a_pool_whose_mode_is_about_packets_is_left_to_them() {
+    let (_sandbox, stage) = started(&format!("{BOTH}{MODES}"));
+    for host in ["192.0.2.10", "192.0.2.20", "192.0.2.30"] {
+        stage::ip(&["-n", stage.name(), "address", "add", host, "dev", "lo"]);
+    }
+    let _agent = stage.start();
+    let target = "192.0.2.10:8000";
+    for _ in 0..4 {
+        // Whether packets get there is not the hook's business.
+        let _either_way =
+            stage.run(|| TcpStream::connect_timeout(&address(target), Duration::from_millis(100)));
+    }
+    // The packets' turns are as strict as without the hook.
+    assert_eq!((stage.opened("far", 0), stage.opened("far", 1)), (2, 2));
+    assert_eq!(stage.verdict("socket_steered"), 0);
+    stage.cli(&["switch", "far", "nat"]);
+    assert_eq!(stage.turns(target, 2), ["83", "83"]);
+    assert_eq!(stage.verdict("socket_steered"), 2);
 }
 
 /// Connects all the time until told to stop; how often.

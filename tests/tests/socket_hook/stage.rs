@@ -96,6 +96,11 @@ impl Stage {
         stage
     }
 
+    /// The namespace's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Runs `work` on a thread inside the namespace.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let inside = || {
@@ -153,6 +158,14 @@ impl Stage {
     /// The status report.
     pub fn status(&self) -> Value {
         serde_json::from_str(&self.cli(&["status", "--json"])).expect("JSON")
+    }
+
+    /// New flows of a service that were sent to a backend of the pool in force, by its place.
+    pub fn opened(&self, service: &str, backend: usize) -> u64 {
+        let status = self.status();
+        let mut services = status["services"].as_array().expect("services").iter();
+        let service = services.find(|s| s["name"] == service).expect("the service");
+        service["backends"][backend]["opened"].as_u64().expect("a counter")
     }
 
     /// A verdict's counter.
@@ -253,7 +266,8 @@ fn binary() -> PathBuf {
     profile.join("graylb")
 }
 
-fn ip(arguments: &[&str]) {
+/// Runs `ip ARGUMENTS`.
+pub fn ip(arguments: &[&str]) {
     let status = Command::new("ip").args(arguments).status().expect("run ip");
     assert!(status.success(), "ip {arguments:?}");
 }
