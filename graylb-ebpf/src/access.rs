@@ -13,7 +13,7 @@ use aya_ebpf::{
         BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_FIXED_GSO,
         BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_FIB_LKUP_RET_FWD_DISABLED,
         BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS,
-        TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        BPF_FIB_LOOKUP_SKIP_NEIGH, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
         bpf_redir_neigh as RedirNeigh, bpf_redir_neigh__bindgen_ty_1, xdp_action,
     },
     helpers::{
@@ -116,6 +116,8 @@ pub struct Lengths {
 
 /// A packet under XDP or TC.
 pub trait Frame: EbpfContext {
+    /// `BPF_FIB_LOOKUP_*` flags with which this hook asks the routing tables.
+    const ROUTE_FLAGS: u32;
     /// First byte of the packet.
     fn start(&self) -> usize;
     /// First byte behind it (behind its linear part, under TC).
@@ -189,7 +191,7 @@ pub trait Frame: EbpfContext {
                 self.as_ptr(),
                 core::ptr::from_mut(params),
                 size_of::<FibParams>() as i32,
-                0,
+                Self::ROUTE_FLAGS,
             )
         };
         match result as u32 {
@@ -286,6 +288,8 @@ impl EbpfContext for XdpFrame {
 }
 
 impl Frame for XdpFrame {
+    const ROUTE_FLAGS: u32 = 0;
+
     #[inline(always)]
     fn start(&self) -> usize {
         self.context.data()
@@ -451,6 +455,10 @@ impl EbpfContext for TcFrame {
 }
 
 impl Frame for TcFrame {
+    /// The kernel finds the neighbour when it sends. A neighbour that is not known yet would end the
+    /// look-up before it says how long a packet may be.
+    const ROUTE_FLAGS: u32 = BPF_FIB_LOOKUP_SKIP_NEIGH;
+
     #[inline(always)]
     fn start(&self) -> usize {
         self.context.data()

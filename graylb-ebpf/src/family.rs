@@ -6,6 +6,7 @@ use graylb_common::{
     backend::{FAMILY_V4, FAMILY_V6},
     csum,
     flow::{Flow, FlowKey, HalfOpen},
+    hash,
     service::ServiceKey,
     verdict::Verdict,
 };
@@ -80,7 +81,7 @@ const TTL: u8 = 64;
 /// An IP version.
 pub trait Family {
     /// An address, in network order.
-    type Address: Copy + PartialEq + 'static;
+    type Address: Copy + PartialEq + hash::Address + 'static;
     /// Whether this is IPv6.
     const IPV6: bool;
     /// Its EtherType, in memory order.

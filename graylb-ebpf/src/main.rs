@@ -13,6 +13,7 @@
 mod access;
 mod access_socket;
 mod answer;
+mod balance;
 mod classify;
 mod count;
 mod emit;

@@ -217,7 +217,8 @@ pub fn take_turn(index: u32) -> Option<u64> {
     Some(unsafe { fetch_add(&raw mut (*turn).next, 1) })
 }
 
-/// Flows to a backend that have not ended, and sockets that were connected to it.
+/// Flows to a backend that have not ended, and sockets that were connected to it. Either count may fall
+/// below zero, when some end that were opened before the agent set it; the sum is none then.
 #[inline(always)]
 pub fn active_flows(backend: u32) -> Option<u64> {
     let sockets = maps_socket::active(backend);

@@ -4,12 +4,13 @@ use graylb_common::{
     backend::{Backend, MODE_SNAT},
     csum,
     flow::{FLOW_CLOSED, FLOW_REPLY, Flow, FlowKey},
-    service::Service,
+    service::{SELECT_LEAST, SELECT_STICKY, SELECT_TUPLE, SELECT_TURNS, Service},
     verdict::Verdict,
 };
 
 use crate::{
     access::{Frame, now_ns, random},
+    balance,
     family::{Family, KeyOf, PortRange, UNUSED_PORTS},
     maps::{self, Draft, FlowTable},
     parse::Packet,
@@ -28,14 +29,27 @@ pub struct Choice {
     pub backend: &'static Backend,
 }
 
-/// Chooses a backend of the service's pool.
+/// Chooses a backend of the service's pool for the client of a flow with this key.
 #[inline(always)]
-pub fn backend<Fam: Family>(service: &Service) -> Result<Choice, Verdict> {
+pub fn backend<Fam: Family>(key: &KeyOf<Fam>, service: &Service) -> Result<Choice, Verdict> {
     if service.slots_count == 0 {
         return Err(Verdict::NoBackend);
     }
-    let turn = maps::take_turn(service.turn).ok_or(Verdict::BadTable)?;
-    let place = (turn % u64::from(service.slots_count)) as u32;
+    match service.select {
+        SELECT_TURNS => at(service, balance::turn(service)?),
+        SELECT_TUPLE => at(service, balance::tuple::<Fam>(key, service)),
+        SELECT_STICKY => at(service, balance::sticky::<Fam>(key, service)),
+        SELECT_LEAST => {
+            let (first, second) = balance::two(service);
+            Ok(balance::less_busy(at(service, first)?, at(service, second)?))
+        }
+        _ => Err(Verdict::BadTable),
+    }
+}
+
+/// The backend that a service's slot leads to.
+#[inline(always)]
+fn at(service: &Service, place: u32) -> Result<Choice, Verdict> {
     let slot = maps::slot(service.slots_start.wrapping_add(place)).ok_or(Verdict::BadTable)?;
     let backend = maps::backend(slot.backend).ok_or(Verdict::BadTable)?;
     if backend.family == 0 {

@@ -19,7 +19,7 @@ use crate::{
     access::now_ns,
     access_socket::{Socket, is_v4},
     count,
-    family::{Family, V4, V6},
+    family::{Family, KeyOf, V4, V6},
     maps,
     maps_socket::{self, Kept, Pair},
     select::{self, Choice},
@@ -41,9 +41,9 @@ pub fn connect<const IPV6: bool>(context: SockAddrContext) -> i32 {
     }
     let choice = socket.protocol().and_then(|protocol| {
         if is_v4(&asked) {
-            choose::<V4>(service::<V4>(&asked, protocol)?)
+            choose::<V4, IPV6>(&socket, &asked, service::<V4>(&asked, protocol)?)
         } else {
-            choose::<V6>(service::<V6>(&asked, protocol)?)
+            choose::<V6, IPV6>(&socket, &asked, service::<V6>(&asked, protocol)?)
         }
     });
     if let Some(choice) = choice {
@@ -162,9 +162,22 @@ fn service<Fam: Family>(asked: &SocketEndpoint, protocol: u8) -> Option<&'static
     (backend.mode == MODE_NAT && backend.family == family::<Fam>()).then_some(service)
 }
 
+/// Chooses a backend for a socket, which need have neither address nor port yet: its number stands for the
+/// port, and all clients on this host are one.
 #[inline(always)]
-fn choose<Fam: Family>(service: &Service) -> Option<Choice> {
-    select::backend::<Fam>(service).ok()
+fn choose<Fam: Family, const IPV6: bool>(
+    socket: &Socket<IPV6>,
+    asked: &SocketEndpoint,
+    service: &Service,
+) -> Option<Choice> {
+    let address = Fam::address(&asked.address, family::<Fam>())?;
+    let key = KeyOf::<Fam> {
+        source: address,
+        destination: address,
+        source_port: socket.cookie() as u16,
+        destination_port: asked.port,
+    };
+    select::backend::<Fam>(&key, service).ok()
 }
 
 #[inline(always)]
@@ -196,7 +209,7 @@ fn pinned<Fam: Family, const IPV6: bool>(
         pair.touch(now);
         return Some(pair.value().peer);
     }
-    let choice = choose::<Fam>(service)?;
+    let choice = choose::<Fam, IPV6>(socket, asked, service)?;
     let backend = endpoint(&choice);
     let reply_key = SocketKey { cookie, endpoint: backend, direction: FROM_BACKEND };
     if let Some(other) = maps_socket::pair(&reply_key)

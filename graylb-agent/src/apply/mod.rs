@@ -5,10 +5,13 @@
 
 mod attach;
 mod cgroup;
-mod device;
+mod clsact;
 mod error;
+mod hooks;
+mod links;
 mod pins;
 mod regions;
+mod slot_table;
 mod socket_hook;
 mod sources;
 mod sys;
@@ -24,17 +27,17 @@ use graylb_common::{
     verdict::VerdictCounters,
 };
 
+use self::{attach::Attacher, pins::Pins, socket_hook::SocketMaps, tables::Tables};
 pub use self::{
-    attach::Attachment,
+    attach::{Attached, Attachment, Effort},
     error::ApplyError,
     pins::{UnloadReport, unload},
     socket_hook::SocketHook,
 };
-use self::{pins::Pins, socket_hook::SocketMaps, tables::Tables};
 use crate::{
     compile::{Change, Image},
-    config::{FlowsConfig, InterfaceConfig, SocketHookConfig},
-    model::spec::Endpoint,
+    config::{FlowsConfig, SocketHookConfig},
+    model::{interfaces::Wanted, spec::Endpoint},
 };
 
 /// The eBPF object, built by this crate's build script.
@@ -53,12 +56,16 @@ pub struct Options {
     pub flows: FlowsConfig,
     /// Log diagnostic events.
     pub kernel_log: bool,
+    /// Attach TC programs by clsact, as before Linux 6.6, also where there is TCX. Not in the config: it
+    /// is there so that what old kernels need can be run on new ones.
+    pub clsact: bool,
 }
 
 /// The loaded data plane. Dropping it leaves programs, maps and links pinned and at work.
 pub struct DataPlane {
     ebpf: Ebpf,
     pins: Pins,
+    attacher: Attacher,
     tables: Tables,
     socket_maps: SocketMaps,
     notes: Vec<String>,
@@ -88,7 +95,8 @@ impl DataPlane {
         tables.set_udp_timeout(options.flows.udp_timeout)?;
         tables.forget_next_hops()?;
         let socket_maps = SocketMaps::take(&mut ebpf)?;
-        Ok(Self { ebpf, pins, tables, socket_maps, notes })
+        let attacher = Attacher::new(options.clsact || clsact::needed());
+        Ok(Self { ebpf, pins, attacher, tables, socket_maps, notes })
     }
 
     /// What was found and repaired or kept on opening, a line each, for the log.
@@ -107,13 +115,11 @@ impl DataPlane {
             .map_err(|error| ApplyError::new("cannot read the programs' log", error))
     }
 
-    /// Attaches to exactly these interfaces: takes over pinned links in place, adds missing ones, and
-    /// detaches from interfaces that are not listed. One result for each interface, in order.
-    pub fn attach(
-        &mut self,
-        interfaces: &[InterfaceConfig],
-    ) -> Vec<Result<Attachment, ApplyError>> {
-        attach::attach(&mut self.ebpf, &self.pins, interfaces)
+    /// Attaches to exactly these devices: takes over pinned links in place, adds missing ones, and
+    /// detaches from everything else, also from a device of the same name that is another one. What is
+    /// attached already is left alone, so that this may be called at every change.
+    pub fn attach(&mut self, wanted: &[Wanted], effort: Effort) -> Attached {
+        self.attacher.attach(&mut self.ebpf, &self.pins, wanted, effort)
     }
 
     /// Attaches the socket hook as configured, in place of an earlier agent's, or detaches it. Returns

@@ -73,7 +73,7 @@ pub(super) fn attach(
     config: &SocketHookConfig,
 ) -> Result<Option<SocketHook>, ApplyError> {
     if !config.enabled {
-        pins.remove_other_socket_links(&[]);
+        pins.remove_other_socket_links(&[])?;
         pins.remove_programs(&SOCKET_PROGRAMS);
         return Ok(None);
     }
@@ -85,19 +85,19 @@ pub(super) fn attach(
     for name in SOCKET_PROGRAMS {
         load(ebpf, pins, name)?;
     }
-    maps.write(cookie, !pins.has_socket_links())?;
+    maps.write(cookie, !pins.has_socket_links()?)?;
     let mut made = Vec::new();
     for (name, path) in SOCKET_PROGRAMS.into_iter().zip(&links) {
         match attach_one(ebpf, name, &cgroup, path) {
             Ok(Attached::Anew) => made.push(path),
             Ok(Attached::InPlace) => {}
             Err(error) => {
-                made.into_iter().rev().for_each(|path| pins.remove_link(path));
+                made.into_iter().rev().for_each(|path| pins.remove_socket_link(path));
                 return Err(error);
             }
         }
     }
-    pins.remove_other_socket_links(&links);
+    pins.remove_other_socket_links(&links)?;
     let how = if config.cgroup.is_some() { "configured" } else { "the first cgroup2 mount" };
     let reason = format!(
         "{how}; clients on this host in the agent's network namespace are connected to backends directly"

@@ -23,7 +23,7 @@ use super::{
     regions::Regions,
     tables::{address_bytes, full, ip_address, set, take},
 };
-use crate::model::spec::Sources;
+use crate::model::mode::Sources;
 
 /// Where a list lies: first entry and length.
 pub(super) type Place = (u32, u32);

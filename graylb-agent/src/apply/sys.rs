@@ -1,4 +1,5 @@
 //! Kernel calls that neither aya nor rustix has.
+#![expect(unsafe_code, reason = "system calls take pointers, and return descriptors as numbers")]
 
 use std::{
     ffi::CString,
@@ -44,6 +45,18 @@ fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+/// Opens a pinned object. aya does so too, but lets nobody see the descriptor.
+pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+    let pathname = CString::new(path.as_os_str().as_bytes())?;
+    let object = bpf(
+        BPF_OBJ_GET,
+        &ObjectGet { pathname: pathname.as_ptr() as u64, bpf_fd: 0, file_flags: 0 },
+    )?;
+    let object = libc::c_int::try_from(object).map_err(io::Error::other)?;
+    // SAFETY: a descriptor that the kernel has just made for this caller.
+    Ok(unsafe { OwnedFd::from_raw_fd(object) })
+}
+
 /// Puts `program` in the place of the one that the link pinned at `path` holds; nothing happens in
 /// between that sees neither.
 ///
@@ -51,14 +64,7 @@ fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_long> {
 ///
 /// `NotFound`: there is no link at `path`. `ENOLINK`: what the link was attached to is gone.
 pub(super) fn update_pinned_link(path: &Path, program: BorrowedFd<'_>) -> io::Result<()> {
-    let pathname = CString::new(path.as_os_str().as_bytes())?;
-    let link = bpf(
-        BPF_OBJ_GET,
-        &ObjectGet { pathname: pathname.as_ptr() as u64, bpf_fd: 0, file_flags: 0 },
-    )?;
-    let link = libc::c_int::try_from(link).map_err(io::Error::other)?;
-    // SAFETY: a descriptor that the kernel has just made for this caller.
-    let link = unsafe { OwnedFd::from_raw_fd(link) };
+    let link = open_pinned(path)?;
     let number = |fd: libc::c_int| u32::try_from(fd).map_err(io::Error::other);
     let update = LinkUpdate {
         link_fd: number(link.as_raw_fd())?,

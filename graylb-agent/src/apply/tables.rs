@@ -15,10 +15,11 @@ use aya::{
 };
 use graylb_common::{
     backend::{
-        Backend, BackendCounters, FAMILY_V4, FAMILY_V6, MODE_DSR, MODE_IPIP, MODE_NAT, MODE_SNAT,
+        Active, Backend, BackendCounters, FAMILY_V4, FAMILY_V6, MODE_DSR, MODE_IPIP, MODE_NAT,
+        MODE_SNAT,
     },
     maps,
-    service::{PROTOCOL_TCP, PROTOCOL_UDP, SELECT_TURNS, Service, ServiceKey, Slot, Turn},
+    service::{PROTOCOL_TCP, PROTOCOL_UDP, Service, ServiceKey, Slot, Turn},
     settings::Settings,
     verdict::VerdictCounters,
 };
@@ -26,11 +27,15 @@ use graylb_common::{
 use super::{
     ApplyError,
     regions::Regions,
+    slot_table,
     sources::{Place, SourceTable},
 };
 use crate::{
-    compile::{BackendImage, Change, Image, ServiceImage},
-    model::spec::{Endpoint, Mode, Protocol},
+    compile::{BackendImage, Change, Image, Select, ServiceImage},
+    model::{
+        mode::Mode,
+        spec::{Endpoint, Protocol},
+    },
 };
 
 type Services<A> = HashMap<MapData, ServiceKey<A>, Service>;
@@ -54,6 +59,7 @@ pub(super) struct Tables {
     turns: Array<MapData, Turn>,
     backends: Array<MapData, Backend>,
     backend_stats: PerCpuArray<MapData, BackendCounters>,
+    active: Array<MapData, Active>,
     verdicts: PerCpuArray<MapData, VerdictCounters>,
     settings: Array<MapData, Settings>,
     image: Image,
@@ -84,6 +90,7 @@ impl Tables {
             turns: take(ebpf, maps::TURNS)?,
             backends: take(ebpf, maps::BACKENDS)?,
             backend_stats: take(ebpf, maps::BACKEND_STATS)?,
+            active: take(ebpf, maps::ACTIVE)?,
             verdicts: take(ebpf, maps::VERDICTS)?,
             settings: take(ebpf, maps::SETTINGS)?,
             image: Image::new(),
@@ -154,8 +161,12 @@ impl Tables {
         if end.is_none_or(|end| end > maps::MAX_SLOTS) {
             return Err(format!("slots {} + {}", entry.slots_start, entry.slots_count));
         }
+        let select = Select::from_abi(entry.select, entry.prefix)
+            .ok_or_else(|| format!("select {} by prefix {}", entry.select, entry.prefix))?;
         let mut image = ServiceImage {
             pool: entry.pool,
+            select,
+            salt: entry.salt,
             mode: Mode::Nat,
             backends: Vec::new(),
             slots: Vec::new(),
@@ -231,6 +242,7 @@ impl Tables {
         };
         // The generation before this one steps through the other counter.
         let turn = id * 2 + (generation % 2) as u32;
+        let (select, prefix) = image.select.to_abi();
         let entry = Service {
             generation,
             id,
@@ -238,10 +250,10 @@ impl Tables {
             slots_start: start,
             slots_count: count,
             turn,
-            select: SELECT_TURNS,
-            prefix: 0,
+            select,
+            prefix,
             reserved: 0,
-            salt: 0,
+            salt: image.salt,
             reserved2: 0,
         };
         let written = self
@@ -321,6 +333,7 @@ impl Tables {
         self.backend_stats
             .set(index, zeros, 0)
             .map_err(|error| write_error(maps::BACKEND_STATS, error))?;
+        set(&mut self.active, maps::ACTIVE, index, Active::default())?;
         set(&mut self.backends, maps::BACKENDS, index, entry)?;
         self.indices.insert(identity, index);
         Ok(index)
@@ -357,13 +370,11 @@ impl Tables {
         indices: &[u32],
         slots: &[u32],
     ) -> Result<(), ApplyError> {
-        for (place, &slot) in (start..).zip(slots) {
-            let backend = *indices.get(slot as usize).ok_or_else(|| {
-                ApplyError::text(format!("slot {slot} of {} backends", indices.len()))
-            })?;
-            set(&mut self.slots, maps::SLOTS, place, Slot { backend })?;
-        }
-        Ok(())
+        let led = slots.iter().map(|&slot| match indices.get(slot as usize) {
+            Some(&backend) => Ok(Slot { backend }),
+            None => Err(ApplyError::text(format!("slot {slot} of {} backends", indices.len()))),
+        });
+        slot_table::write(&mut self.slots, start, &led.collect::<Result<Vec<_>, _>>()?)
     }
 
     fn write_service(&mut self, endpoint: &Endpoint, entry: Service) -> Result<(), ApplyError> {

@@ -2,7 +2,9 @@
 //!
 //! Every mistake in a file is reported at once, with its place. Nothing is read but the file itself.
 
+mod balance;
 pub mod diagnostic;
+mod mode;
 mod read;
 mod services;
 mod settings;
@@ -22,6 +24,7 @@ use self::{
     diagnostic::{Report, Severity},
     read::Section,
 };
+pub use crate::model::interfaces::{AttachMode, InterfaceConfig};
 use crate::model::spec::Spec;
 
 /// Longest config file, in bytes.
@@ -43,27 +46,6 @@ pub const OPTIONS: &[(&str, &[&str])] = &[
     ("pools.NAME.backends[]", services::BACKEND_KEYS),
     ("pools.NAME.probe", services::PROBE_KEYS),
 ];
-
-/// How graylb attaches to an interface.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum AttachMode {
-    /// TC on loopback, veth and other virtual devices; native XDP on a NIC whose driver takes it, else TC.
-    #[default]
-    Auto,
-    /// TC (TCX).
-    Tc,
-    /// Native XDP, and TC on the way out.
-    Xdp,
-}
-
-/// An interface that graylb attaches to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InterfaceConfig {
-    /// Its name, 1 to 15 bytes.
-    pub name: String,
-    /// How.
-    pub attach: AttachMode,
-}
 
 /// The hook at sockets of clients on this host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -116,7 +98,7 @@ pub struct Config {
     pub agent: AgentConfig,
     /// The API's settings.
     pub api: ApiConfig,
-    /// Where to attach; not empty, no name twice.
+    /// Where to attach; not empty, no two that hold for an interface equally.
     pub interfaces: Vec<InterfaceConfig>,
     /// The socket hook.
     pub socket_hook: SocketHookConfig,

@@ -9,19 +9,30 @@ use std::{
 use toml::{Spanned, de::DeValue};
 
 use super::{
-    InterfaceConfig, SocketHookConfig,
+    InterfaceConfig, SocketHookConfig, balance,
     diagnostic::{Report, Span, did_you_mean},
+    mode,
     read::{At, Section, integer, string},
 };
 use crate::model::spec::{
-    BackendSpec, DEFAULT_SOURCE_PORTS, Endpoint, MAX_WEIGHT, Mode, Name, PoolSpec, ProbeKind,
-    ProbeSpec, Protocol, ServiceSpec, Sources, Spec, check_address,
+    BackendSpec, Endpoint, MAX_WEIGHT, Name, PoolSpec, ProbeKind, ProbeSpec, Protocol, ServiceSpec,
+    Spec, check_address,
 };
 
 /// Options of `[services.NAME]`.
 pub(super) const SERVICE_KEYS: &[&str] = &["address", "protocol", "aliases", "default_pool"];
 /// Options of `[pools.NAME]`.
-pub(super) const POOL_KEYS: &[&str] = &["backends", "mode", "sources", "source_ports", "probe"];
+pub(super) const POOL_KEYS: &[&str] = &[
+    "backends",
+    "mode",
+    "sources",
+    "source_ports",
+    "balance",
+    "maglev_size",
+    "sticky_prefix_v4",
+    "sticky_prefix_v6",
+    "probe",
+];
 /// Options of a backend written as a table.
 pub(super) const BACKEND_KEYS: &[&str] = &["address", "weight"];
 /// Options of `probe`.
@@ -60,8 +71,10 @@ pub(super) fn spec(
             spec.pools.insert(name, pool);
         }
     }
+    let all_pools: Vec<String> =
+        tables_quietly(top, "pools").into_iter().map(|((text, _), _)| text).collect();
     for ((text, span), section) in tables(top, "services", report) {
-        let service = service(&section, &span, report);
+        let service = service(&section, &span, &all_pools, report);
         if let Some(name) = name(&text, &span, report)
             && let Some((service, at)) = service
         {
@@ -72,11 +85,9 @@ pub(super) fn spec(
     if spec.services.is_empty() && top.value("services").is_none() {
         report.error(&(0..0), "no service: write a table such as [services.shop]");
     }
-    let all_pools: Vec<String> =
-        tables_quietly(top, "pools").into_iter().map(|((text, _), _)| text).collect();
-    let on_loopback = interfaces.iter().any(|interface| interface.name == "lo");
-    let local = on_loopback || socket_hook.enabled;
-    check_services(&spec, &places, &all_pools, local, report);
+    let on_loopback = interfaces.iter().any(|interface| interface.pattern.matches("lo"));
+    check_services(&spec, &places, on_loopback || socket_hook.enabled, report);
+    balance::check_slots(&spec, report);
     spec
 }
 
@@ -107,6 +118,7 @@ fn name(text: &str, span: &Span, report: &mut Report<'_>) -> Option<Name> {
 fn service(
     section: &Section<'_>,
     name: &Span,
+    all_pools: &[String],
     report: &mut Report<'_>,
 ) -> Option<(ServiceSpec, ServicePlaces)> {
     section.refuse_unknown(SERVICE_KEYS, report);
@@ -119,6 +131,7 @@ fn service(
     }
     let (pool, pool_span) = default_pool?;
     let default_pool = self::name(&pool, &pool_span, report)?;
+    check_pool_exists(&pool, &pool_span, all_pools, report);
     let places = ServicePlaces {
         name: name.clone(),
         default_pool: pool_span,
@@ -130,6 +143,20 @@ fn service(
         default_pool,
     };
     Some((service, places))
+}
+
+/// Whether there is a pool of this name. One that has a mistake of its own is reported there.
+fn check_pool_exists(pool: &str, span: &Span, all_pools: &[String], report: &mut Report<'_>) {
+    if all_pools.iter().any(|known| known == pool) {
+        return;
+    }
+    let hint = did_you_mean(pool, all_pools.iter().map(String::as_str));
+    let there = if all_pools.is_empty() {
+        "there are none".to_owned()
+    } else {
+        format!("there are {}", all_pools.join(", "))
+    };
+    report.error(span, format!("there is no pool {pool}: {there}{hint}"));
 }
 
 fn address(section: &Section<'_>, report: &mut Report<'_>) -> Option<SocketAddr> {
@@ -173,12 +200,13 @@ fn aliases(section: &Section<'_>, report: &mut Report<'_>) -> Vec<At<String>> {
 
 fn pool(section: &Section<'_>, report: &mut Report<'_>) -> Option<PoolSpec> {
     section.refuse_unknown(POOL_KEYS, report);
+    let balance = balance::balance(section, report);
     let probe = section.section("probe", report).map(|probe| self::probe(&probe, report));
     if section.value("backends").is_none() {
         section.missing("backends", "[\"ADDRESS:PORT\", …]", report);
         return None;
     }
-    let mode = mode(section, report);
+    let mode = mode::mode(section, report);
     let listed = section.array("backends", report)?;
     let backends: Vec<_> = listed
         .iter()
@@ -188,109 +216,10 @@ fn pool(section: &Section<'_>, report: &mut Report<'_>) -> Option<PoolSpec> {
         return None;
     }
     let span = section.value("backends").map_or(section.span(), Spanned::span);
-    PoolSpec::new(backends, mode?, probe)
+    let pool = PoolSpec::new(backends, mode?, probe)
         .map_err(|error| report.error(&span, format!("{}: {error}", section.name("backends"))))
-        .ok()
-}
-
-/// `None` where a mistake was reported.
-fn mode(section: &Section<'_>, report: &mut Report<'_>) -> Option<Mode> {
-    const ALLOWED: [&str; 4] = ["nat", "snat", "dsr", "ipip"];
-    let (text, span) =
-        section.string("mode", report).unwrap_or_else(|| ("nat".to_owned(), section.span()));
-    match text.as_str() {
-        "snat" => sources(section, &text, &["sources", "source_ports"], report).map(Mode::Snat),
-        "ipip" => sources(section, &text, &["sources"], report).map(Mode::Ipip),
-        "nat" | "dsr" => {
-            refuse_source_options(section, &text, &[], report);
-            Some(if text == "nat" { Mode::Nat } else { Mode::Dsr })
-        }
-        _ => {
-            let hint = did_you_mean(&text, ALLOWED);
-            report.error(
-                &span,
-                format!(
-                    "{} = {text:?}: {} are allowed{hint}",
-                    section.name("mode"),
-                    ALLOWED.join(", ")
-                ),
-            );
-            None
-        }
-    }
-}
-
-fn refuse_source_options(
-    section: &Section<'_>,
-    mode: &str,
-    allowed: &[&str],
-    report: &mut Report<'_>,
-) {
-    for key in ["sources", "source_ports"] {
-        if let Some(value) = section.value(key).filter(|_| !allowed.contains(&key)) {
-            let modes = if key == "sources" { "snat or ipip" } else { "snat" };
-            report.error(
-                &value.span(),
-                format!("{} is for mode {modes}, this pool has {mode}", section.name(key)),
-            );
-        }
-    }
-}
-
-fn sources(
-    section: &Section<'_>,
-    mode: &str,
-    allowed: &[&str],
-    report: &mut Report<'_>,
-) -> Option<Sources> {
-    refuse_source_options(section, mode, allowed, report);
-    let Some(value) = section.value("sources") else {
-        section.missing("sources", "[\"ADDRESS OF THIS HOST\", …]", report);
-        return None;
-    };
-    let mut addresses = Vec::new();
-    for item in section.array("sources", report)? {
-        let (text, span) = string(item, &section.name("sources"), report)?;
-        match text.parse::<IpAddr>() {
-            Ok(address) => addresses.push(address),
-            Err(_) => {
-                report.error(
-                    &span,
-                    format!(
-                        "{} = {text:?}: write an IP address, without a port",
-                        section.name("sources")
-                    ),
-                );
-                return None;
-            }
-        }
-    }
-    let ports = source_ports(section, report)?;
-    Sources::new(addresses, ports)
-        .map_err(|error| {
-            report.error(&value.span(), format!("{}: {error}", section.name("sources")))
-        })
-        .ok()
-}
-
-fn source_ports(section: &Section<'_>, report: &mut Report<'_>) -> Option<(u16, u16)> {
-    if section.value("source_ports").is_none() {
-        return Some(DEFAULT_SOURCE_PORTS);
-    }
-    let (text, span) = section.string("source_ports", report)?;
-    let range = text.split_once('-').and_then(|(low, high)| {
-        Some((low.trim().parse::<u16>().ok()?, high.trim().parse::<u16>().ok()?))
-    });
-    if range.is_none() {
-        report.error(
-            &span,
-            format!(
-                "{} = {text:?}: write two ports, as in \"10240-32767\"",
-                section.name("source_ports")
-            ),
-        );
-    }
-    range
+        .ok()?;
+    balance::apply(pool, balance, section, report)
 }
 
 fn backend(
@@ -425,13 +354,7 @@ fn status_range(value: &Spanned<DeValue<'_>>) -> Option<(u16, u16)> {
 }
 
 /// `local`: whether clients on this host reach services on loopback addresses.
-fn check_services(
-    spec: &Spec,
-    places: &Places,
-    all_pools: &[String],
-    local: bool,
-    report: &mut Report<'_>,
-) {
+fn check_services(spec: &Spec, places: &Places, local: bool, report: &mut Report<'_>) {
     let mut endpoints: BTreeMap<Endpoint, &Name> = BTreeMap::new();
     let mut aliases: BTreeMap<&str, &Name> = BTreeMap::new();
     for (name, service) in &spec.services {
@@ -447,25 +370,8 @@ fn check_services(
                 report.error(span, format!("alias {alias:?} is of service {other} already"));
             }
         }
-        match spec.pools.get(&service.default_pool) {
-            Some(pool) => check_pool(name, service, pool, &at.default_pool, report),
-            // A pool that is there but has a mistake of its own is reported there.
-            None if all_pools.iter().any(|pool| pool == service.default_pool.as_str()) => {}
-            None => {
-                let hint = did_you_mean(
-                    service.default_pool.as_str(),
-                    all_pools.iter().map(String::as_str),
-                );
-                let there = if all_pools.is_empty() {
-                    "there are none".to_owned()
-                } else {
-                    format!("there are {}", all_pools.join(", "))
-                };
-                report.error(
-                    &at.default_pool,
-                    format!("there is no pool {}: {there}{hint}", service.default_pool),
-                );
-            }
+        if let Some(pool) = spec.pools.get(&service.default_pool) {
+            check_pool(name, service, pool, &at.default_pool, report);
         }
         let loopback = service.endpoint.address.ip().is_loopback();
         if loopback && !local {

@@ -9,6 +9,7 @@ use super::{
     diagnostic::{Report, did_you_mean},
     read::Section,
 };
+use crate::model::interfaces::Pattern;
 
 /// Options of `[agent]`.
 pub(super) const AGENT_KEYS: &[&str] = &["pin_dir", "state_file", "log", "kernel_log"];
@@ -21,8 +22,6 @@ pub(super) const INTERFACE_KEYS: &[&str] = &["attach"];
 /// Options of `[socket_hook]`.
 pub(super) const SOCKET_HOOK_KEYS: &[&str] = &["enabled", "cgroup"];
 
-/// Longest interface name (IFNAMSIZ less the final zero, include/uapi/linux/if.h).
-const MAX_INTERFACE_NAME: usize = 15;
 /// Entries of a flow table.
 const FLOW_ENTRIES: std::ops::RangeInclusive<u32> = 1024..=1 << 24;
 const UDP_TIMEOUT: std::ops::RangeInclusive<Duration> =
@@ -127,14 +126,23 @@ pub(super) fn interfaces(top: &Section<'_>, report: &mut Report<'_>) -> Vec<Inte
             "no interface: write a table such as [interfaces.lo] for each interface that clients or backends are behind",
         );
     }
-    let mut interfaces = Vec::new();
+    let mut interfaces: Vec<InterfaceConfig> = Vec::new();
     for ((name, span), section) in listed {
         section.refuse_unknown(INTERFACE_KEYS, report);
-        if name.is_empty() || name.len() > MAX_INTERFACE_NAME || name.contains(['/', ' ', ':']) {
-            report.error(&span, format!("{name:?} is no interface name: 1 to {MAX_INTERFACE_NAME} characters, none of / : or space"));
-        }
         let attach = attach_mode(&section, report);
-        interfaces.push(InterfaceConfig { name, attach });
+        let pattern = match Pattern::new(&name) {
+            Ok(pattern) => pattern,
+            Err(error) => {
+                report.error(&span, error.to_string());
+                continue;
+            }
+        };
+        for other in &interfaces {
+            if let Some(both) = pattern.tie(&other.pattern) {
+                report.error(&span, format!("[interfaces.{:?}] and [interfaces.{name:?}] are equally good for an interface such as {both}: the more plain characters the better, then the more ?; make one of them more exact", other.pattern.as_str()));
+            }
+        }
+        interfaces.push(InterfaceConfig { pattern, attach });
     }
     interfaces
 }

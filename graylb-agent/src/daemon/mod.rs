@@ -4,7 +4,9 @@
 //! A switch is answered after the kernel has it. What cannot be applied changes nothing.
 
 mod handle;
+mod interfaces;
 mod kernel_log;
+mod local;
 mod report;
 mod start;
 
@@ -16,14 +18,18 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use self::handle::{Command, Reply};
+use self::{
+    handle::{Command, Reply},
+    interfaces::Interfaces,
+    local::LocalClients,
+};
 pub use self::{
     handle::{CommandError, Handle, Reload, ServiceRef, SwitchRequest, Switched},
     report::{BackendReport, Readiness, ServiceReport, StatusReport},
-    start::{StartError, start},
+    start::{StartError, Started, start},
 };
 use crate::{
-    apply::{ApplyError, Attachment, DataPlane, SocketHook},
+    apply::{ApplyError, DataPlane, Effort},
     compile::{Change, compile, compile_service, diff, image},
     config::Config,
     model::{
@@ -32,6 +38,7 @@ use crate::{
         spec::{Name, ServiceSpec},
         state::{State, SwitchError},
     },
+    netlink::Seen,
     probe::{Observation, Probes},
     store::{Store, Stored, boot_id},
 };
@@ -47,10 +54,8 @@ pub struct Daemon {
     plane: DataPlane,
     store: Store,
     probes: Probes,
-    attachments: Vec<Attachment>,
-    socket_hook: Option<SocketHook>,
-    /// Interfaces that could not be attached, and why; the socket hook too.
-    unattached: Vec<String>,
+    interfaces: Interfaces,
+    local: LocalClients,
     /// When to try the state file again.
     save_again: Option<Instant>,
     started: Instant,
@@ -66,11 +71,16 @@ impl Daemon {
         mut self,
         mut commands: mpsc::Receiver<Command>,
         mut observations: mpsc::Receiver<Observation>,
+        mut network: mpsc::Receiver<Seen>,
         stop: impl Future<Output = ()>,
     ) {
         tokio::pin!(stop);
         loop {
-            let save_at = self.save_again.unwrap_or_else(|| Instant::now() + IDLE);
+            let idle = Instant::now() + IDLE;
+            let save_at = self.save_again.unwrap_or(idle);
+            let attach_at = self.interfaces.again.unwrap_or(idle);
+            // Attaching takes milliseconds; who waits for an answer goes first.
+            let nobody_waits = commands.is_empty();
             tokio::select! {
                 () = &mut stop => break,
                 command = commands.recv() => match command {
@@ -78,7 +88,9 @@ impl Daemon {
                     None => break,
                 },
                 Some(observation) = observations.recv() => self.observe(&observation),
+                Some(seen) = network.recv() => self.see(seen),
                 () = time::sleep_until(save_at) => self.save_or_retry(),
+                () = time::sleep_until(attach_at), if nobody_waits => self.attach_again(),
             }
         }
         self.save_or_retry();
@@ -178,7 +190,8 @@ impl Daemon {
             && let Some(in_force) = self.state.in_force(name)
             && in_force.takers(&self.state).next().is_none()
         {
-            wanted = Some(image(&choice.to_string(), &in_force.pool.mode, &in_force.pool.backends));
+            let pool = &in_force.pool;
+            wanted = Some(image(&service.endpoint, &choice.to_string(), pool, &pool.backends));
         }
         let Some(wanted) = wanted else { return Ok(0) };
         let unchanged =
@@ -249,11 +262,13 @@ impl Daemon {
         if !restart.is_empty() {
             notes.push(format!("in force after a restart only: {}", restart.join(", ")));
         }
-        if config.interfaces != self.config.interfaces
-            || config.socket_hook != self.config.socket_hook
-        {
-            self.attach(&config);
-            notes.extend(self.unattached.iter().cloned());
+        if config.interfaces != self.config.interfaces {
+            self.attach(&config.interfaces, Effort::Everything);
+            notes.extend(self.interfaces.problems());
+        }
+        if config.socket_hook != self.config.socket_hook || self.local.failed.is_some() {
+            self.attach_socket_hook(&config.socket_hook);
+            notes.extend(self.local.failed.clone());
         }
         if config.flows.udp_timeout != self.config.flows.udp_timeout
             && let Err(error) = self.plane.set_udp_timeout(config.flows.udp_timeout)
@@ -269,32 +284,6 @@ impl Daemon {
         info!("config {} is in force", self.config_path.display());
         notes.iter().for_each(|note| warn!("{note}"));
         Ok(Reload { notes })
-    }
-
-    fn attach(&mut self, config: &Config) {
-        self.attachments.clear();
-        self.unattached.clear();
-        for result in self.plane.attach(&config.interfaces) {
-            match result {
-                Ok(attachment) => {
-                    info!(
-                        "attached to {} by {}: {}",
-                        attachment.interface, attachment.hook, attachment.reason
-                    );
-                    self.attachments.push(attachment);
-                }
-                Err(error) => self.unattached.push(error.to_string()),
-            }
-        }
-        match self.plane.attach_socket_hook(&config.socket_hook) {
-            Ok(hook) => {
-                if let Some(SocketHook { cgroup, reason }) = &hook {
-                    info!("socket hook at {}: {reason}", cgroup.display());
-                }
-                self.socket_hook = hook;
-            }
-            Err(error) => self.unattached.push(error.to_string()),
-        }
     }
 
     /// Tells the API which host names are ours.
@@ -322,8 +311,13 @@ impl Daemon {
         };
     }
 
+    /// Where graylb should be attached and is not, a sentence each.
+    fn unattached(&self) -> Vec<String> {
+        self.interfaces.problems().chain(self.local.failed.clone()).collect()
+    }
+
     fn readiness(&self) -> Readiness {
-        let mut missing = self.unattached.clone();
+        let mut missing = self.unattached();
         for (name, service) in &self.state.spec().services {
             if self.plane.generation(&service.endpoint).is_none() {
                 missing.push(format!("service {name} has no backend that answered its probe yet"));
@@ -337,7 +331,7 @@ impl Daemon {
             self.plane.verdicts().map_err(|error| CommandError::Kernel(error.to_string()))?;
         let names = self.state.spec().services.keys();
         let services: Result<Vec<_>, _> = names.map(|name| self.service_report(name)).collect();
-        let mut problems = self.unattached.clone();
+        let mut problems = self.unattached();
         if self.save_again.is_some() {
             problems.push("the state file could not be written; trying again".to_owned());
         }
@@ -348,8 +342,8 @@ impl Daemon {
             uptime_seconds: self.started.elapsed().as_secs(),
             config: self.config_path.display().to_string(),
             pin_dir: self.config.agent.pin_dir.display().to_string(),
-            interfaces: self.attachments.clone(),
-            socket_hook: self.socket_hook.clone(),
+            interfaces: self.interfaces.attached.clone(),
+            socket_hook: self.local.hook.clone(),
             services: services?,
             pools: self.state.spec().pools.keys().map(ToString::to_string).collect(),
             problems,
@@ -388,6 +382,7 @@ impl Daemon {
             protocol: service.endpoint.protocol,
             aliases: service.aliases.clone(),
             default_pool: service.default_pool.to_string(),
+            balance: in_force.pool.balance.to_string(),
             backends: backends.collect(),
             overridden: in_force.overridden,
             problem: in_force.problem.clone(),

@@ -61,6 +61,8 @@ pub struct ServiceReport {
     pub default_pool: String,
     /// The pool in force.
     pub pool: String,
+    /// How the pool in force shares its flows, as the config names it.
+    pub balance: String,
     /// Whether it was switched to at run time.
     pub overridden: bool,
     /// Number of the data in force; `None`: not in the kernel yet.

@@ -151,10 +151,13 @@ impl State {
             })?,
             PoolChoice::Backends(addresses) => {
                 let like = self.spec.pools.get(&service.default_pool);
-                let mode = like.map(|pool| pool.mode.clone()).unwrap_or_default();
-                let probe = like.and_then(|pool| pool.probe.clone());
+                let (mode, probe, balance) = like.map_or_else(Default::default, |pool| {
+                    (pool.mode.clone(), pool.probe.clone(), pool.balance)
+                });
                 let backends = addresses.iter().map(|&address| BackendSpec { address, weight: 1 });
-                PoolSpec::new(backends.collect(), mode, probe).map_err(unfit)?
+                PoolSpec::new(backends.collect(), mode, probe)
+                    .and_then(|pool| pool.balanced(balance))
+                    .map_err(unfit)?
             }
         };
         check_use(name, service, choice, &pool).map_err(unfit)?;

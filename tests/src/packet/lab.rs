@@ -5,9 +5,12 @@ use std::{collections::BTreeMap, net::SocketAddr, panic::resume_unwind, thread, 
 
 use graylb_agent::{
     apply::{DataPlane, Options},
-    compile::{BackendImage, Change, ServiceImage, pool_number, round_robin},
+    compile::{BackendImage, Change, Select, ServiceImage, pool_number, round_robin},
     config::FlowsConfig,
-    model::spec::{Endpoint, Mode, Protocol},
+    model::{
+        mode::Mode,
+        spec::{Endpoint, Protocol},
+    },
 };
 use graylb_common::{
     abi::ABI_VERSION,
@@ -104,6 +107,8 @@ impl Lab {
         let image = ServiceImage {
             pool: pool_number(pool),
             mode: Mode::Nat,
+            select: Select::Turns,
+            salt: 0,
             backends: backends
                 .iter()
                 .map(|&(address, weight)| BackendImage { address, weight })

@@ -194,7 +194,11 @@ impl Path {
     }
 
     /// One hop on; where that is back out of the interface it came from, XDP has an action of its own.
-    fn redirected(&self, packet: &Packet, from: Mac, to: Mac) -> Expected {
+    /// Under TC the kernel fills the MAC addresses in, after the program.
+    #[must_use]
+    pub fn redirected(&self, packet: &Packet, from: Mac, to: Mac) -> Expected {
+        let (from, to) =
+            if self.hook == Hook::Xdp { (from, to) } else { (packet.macs.1, packet.macs.0) };
         let back = self.place == Place::OneArmed && self.hook == Hook::Xdp;
         let action = if back { Action::Transmit } else { Action::Redirect };
         Expected::new(Verdict::Redirected, action, packet.clone().routed(from, to).bytes())
