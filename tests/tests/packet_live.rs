@@ -4,7 +4,12 @@
 use std::time::{Duration, Instant};
 
 use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions};
-use graylb_agent::config::{AttachMode, InterfaceConfig};
+use graylb_agent::{
+    apply::Effort,
+    config::{AttachMode, InterfaceConfig},
+    model::interfaces::{Pattern, plan},
+    netlink::Watcher,
+};
 use graylb_common::verdict::Verdict;
 use graylb_tests::packet::{
     builder::{Packet, SYN},
@@ -42,10 +47,14 @@ fn send(lab: &Lab, name: &str, packet: &[u8], expected: &[(Verdict, u64)]) {
 #[test]
 fn a_tag_is_seen_wherever_the_kernel_keeps_it() {
     Lab::with(|lab| {
-        let interface = InterfaceConfig { name: EXT_NAME.into(), attach: AttachMode::Tc };
-        for result in lab.plane.attach(&[interface]) {
-            result.expect("attach");
-        }
+        let rule = InterfaceConfig {
+            pattern: Pattern::new(EXT_NAME).expect("a name"),
+            attach: AttachMode::Tc,
+        };
+        let devices = Watcher::open().expect("netlink").devices();
+        let wanted = plan(&[rule], &devices).wanted;
+        let attached = lab.plane.attach(&wanted, Effort::Everything);
+        assert!(attached.refused.is_empty(), "{:?}", attached.refused);
         for family in Family::ALL {
             let path = Path { hook: Hook::Tc, place: Place::Routed, family };
             let service = path.service(lab.port());

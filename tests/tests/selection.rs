@@ -47,7 +47,7 @@ struct Lab {
 fn open(sandbox: &Sandbox) -> DataPlane {
     let udp_timeout = Duration::from_secs(60);
     let flows = FlowsConfig { tcp: 1024, half_open: 1 << 16, udp: 1024, udp_timeout };
-    let options = Options { pin_dir: sandbox.pin_dir(), flows, kernel_log: false };
+    let options = Options { pin_dir: sandbox.pin_dir(), flows, kernel_log: false, clsact: false };
     DataPlane::open(&options).expect("open the data plane")
 }
 

@@ -71,6 +71,7 @@ impl Lab {
                 udp_timeout: Duration::from_secs(60),
             },
             kernel_log: false,
+            clsact: false,
         })
         .expect("open the data plane");
         Self {
