@@ -47,10 +47,16 @@ pub fn two(service: &Service) -> (u32, u32) {
 /// Of two backends the one with fewer active flows for its weight; the first where both are alike.
 #[inline(always)]
 pub fn less_busy(first: Choice, second: Choice) -> Choice {
+    let (mine, other) = (second.backend.weight, first.backend.weight);
+    if is_less_busy(second.index, mine, first.index, other) { second } else { first }
+}
+
+/// Whether a backend has fewer active flows for its weight than the other. A function of its own in the
+/// kernel, so that its look-ups do not take from the stack of those who choose.
+#[inline(never)]
+fn is_less_busy(backend: u32, weight: u32, other: u32, other_weight: u32) -> bool {
     // Fractions are compared by cross-multiplication. Neither factor is over 32 bits.
-    let load =
-        |choice: &Choice, other: &Choice| active(choice.index) * u64::from(other.backend.weight);
-    if load(&second, &first) < load(&first, &second) { second } else { first }
+    active(backend) * u64::from(other_weight) < active(other) * u64::from(weight)
 }
 
 /// A backend's active flows, at most what 32 bits hold.

@@ -8,6 +8,7 @@ mod cgroup;
 mod clsact;
 mod error;
 mod hooks;
+mod layout;
 mod links;
 mod pins;
 mod regions;

@@ -15,7 +15,7 @@ pub(super) fn check(source: &Source) -> Vec<Finding> {
         let what = "no //! at the start: say what the module is for, what goes in, what comes out";
         findings.push(Finding::new(source, 0, what));
     }
-    // The two files that all unsafe code is kept in cannot be split as others can.
+    // The files that all unsafe code is kept in cannot be split as others can.
     let of_the_packet_path = source.path.starts_with("graylb-ebpf/")
         && !unsafety::EBPF_UNSAFE.contains(&source.path.as_str());
     let longest = if of_the_packet_path { EBPF_FILE } else { FILE };
