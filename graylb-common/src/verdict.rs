@@ -88,6 +88,7 @@ verdicts! {
     Forwarded HandedToStack handed_to_stack: "rewritten and handed to the host's own forwarding: neighbour not resolved yet, packet over the MTU, or no route";
     Forwarded Replied replied: "reply of a backend on this host, rewritten on its way out";
     Forwarded IcmpError icmp_error: "ICMP error about a packet of a flow, translated like the flow and sent to the end that caused it";
+    Forwarded SocketSteered socket_steered: "connection of a client on this host, or datagram of its unconnected socket, sent to the backend by the socket hook: none of the connection's packets is seen";
     Passed NotIp not_ip: "neither IPv4 nor IPv6 (ARP, LLDP, ...)";
     Passed Vlan vlan: "VLAN tag in the frame: put graylb on the VLAN's own interface";
     Passed OtherProtocol other_protocol: "neither TCP nor UDP, nor an ICMP error about a flow";

@@ -24,6 +24,8 @@ use graylb_common::{
     verdict::{VERDICT_COUNT, Verdict, VerdictCounters},
 };
 
+use crate::maps_socket;
+
 const SERVICES: usize = MAX_SERVICES as usize;
 const TCP: usize = DEFAULT_TCP_ENTRIES as usize;
 const HALF_OPEN: usize = DEFAULT_HALF_OPEN_ENTRIES as usize;
@@ -215,10 +217,13 @@ pub fn take_turn(index: u32) -> Option<u64> {
     Some(unsafe { fetch_add(&raw mut (*turn).next, 1) })
 }
 
-/// Flows to a backend that have not ended.
+/// Flows to a backend that have not ended, and sockets that were connected to it. Either count may fall
+/// below zero, when some end that were opened before the agent set it; the sum is none then.
 #[inline(always)]
 pub fn active_flows(backend: u32) -> Option<u64> {
-    ACTIVE.get(backend).map(|active| active.flows)
+    let sockets = maps_socket::active(backend);
+    let all = |active: &Active| active.flows.cast_signed().saturating_add(sockets).max(0);
+    ACTIVE.get(backend).map(|active| all(active).cast_unsigned())
 }
 
 /// One more, or (with -1) one less.
@@ -238,7 +243,7 @@ pub fn add_active(backend: u32, change: i64) {
 ///
 /// `word` points to an aligned word of a map that stays as long as the program runs.
 #[inline(always)]
-unsafe fn fetch_add(word: *mut u64, mut value: u64) -> u64 {
+pub unsafe fn fetch_add(word: *mut u64, mut value: u64) -> u64 {
     // SAFETY: the caller's.
     unsafe {
         core::arch::asm!(
@@ -303,6 +308,28 @@ pub fn count_backend(index: u32, change: impl FnOnce(&mut BackendCounters)) {
     if let Some(counters) = BACKEND_STATS.get_ptr_mut(index) {
         // SAFETY: this CPU's own element, and programs do not migrate.
         change(unsafe { &mut *counters });
+    }
+}
+
+/// Counts a new flow to a backend, in a program that packets may interrupt.
+#[inline(always)]
+pub fn count_opened_atomically(index: u32) {
+    if let Some(counters) = BACKEND_STATS.get_ptr_mut(index) {
+        // SAFETY: this CPU's own element, 8-byte aligned.
+        let _before = unsafe { fetch_add(&raw mut (*counters).opened, 1) };
+    }
+}
+
+/// Counts a verdict in a program that packets may interrupt.
+#[inline(always)]
+pub fn count_verdict_atomically(verdict: Verdict) {
+    let index = verdict as usize;
+    if index >= VERDICT_COUNT {
+        return;
+    }
+    if let Some(counters) = VERDICTS.get_ptr_mut(0) {
+        // SAFETY: as in `count_verdict`.
+        let _before = unsafe { fetch_add(counters.cast::<u64>().add(index), 1) };
     }
 }
 

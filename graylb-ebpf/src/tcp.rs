@@ -78,7 +78,7 @@ fn syn<D: Direction, Fam: Family, F: Frame>(
         return Ok(half_open.flow());
     }
     let service = classify::service::<D, Fam>(packet)?;
-    let choice = select::backend::<Fam>(packet, service)?;
+    let choice = select::backend::<Fam>(&packet.key, service)?;
     if let Some(established) = Fam::tcp().find(&packet.key) {
         established.mark(FLOW_CHALLENGED);
     }

@@ -52,7 +52,7 @@ fn try_open<D: Direction, Fam: Family, F: Frame>(
     packet: &Packet<Fam>,
 ) -> Result<Entry<FlowOf<Fam>>, Verdict> {
     let service = classify::service::<D, Fam>(packet)?;
-    let choice = select::backend::<Fam>(packet, service)?;
+    let choice = select::backend::<Fam>(&packet.key, service)?;
     let draft = select::draft::<Fam, F>(frame, packet, service, &choice)?;
     let table = Fam::udp();
     let (forward, reply) = (&draft.forward.flow, &draft.reply.flow);

@@ -4,14 +4,18 @@
 //! and it is never on the packet path: dropping [`DataPlane`] leaves everything pinned and at work.
 
 mod attach;
+mod cgroup;
 mod clsact;
 mod error;
 mod hooks;
+mod layout;
 mod links;
 mod pins;
 mod regions;
 mod slot_table;
+mod socket_hook;
 mod sources;
+mod sys;
 mod tables;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -24,15 +28,16 @@ use graylb_common::{
     verdict::VerdictCounters,
 };
 
-use self::{attach::Attacher, pins::Pins, tables::Tables};
+use self::{attach::Attacher, pins::Pins, socket_hook::SocketMaps, tables::Tables};
 pub use self::{
     attach::{Attached, Attachment, Effort},
     error::ApplyError,
     pins::{UnloadReport, unload},
+    socket_hook::SocketHook,
 };
 use crate::{
     compile::{Change, Image},
-    config::FlowsConfig,
+    config::{FlowsConfig, SocketHookConfig},
     model::{interfaces::Wanted, spec::Endpoint},
 };
 
@@ -63,6 +68,7 @@ pub struct DataPlane {
     pins: Pins,
     attacher: Attacher,
     tables: Tables,
+    socket_maps: SocketMaps,
     notes: Vec<String>,
 }
 
@@ -89,8 +95,9 @@ impl DataPlane {
         notes.append(&mut tables.reconcile()?);
         tables.set_udp_timeout(options.flows.udp_timeout)?;
         tables.forget_next_hops()?;
+        let socket_maps = SocketMaps::take(&mut ebpf)?;
         let attacher = Attacher::new(options.clsact || clsact::needed());
-        Ok(Self { ebpf, pins, attacher, tables, notes })
+        Ok(Self { ebpf, pins, attacher, tables, socket_maps, notes })
     }
 
     /// What was found and repaired or kept on opening, a line each, for the log.
@@ -114,6 +121,19 @@ impl DataPlane {
     /// attached already is left alone, so that this may be called at every change.
     pub fn attach(&mut self, wanted: &[Wanted], effort: Effort) -> Attached {
         self.attacher.attach(&mut self.ebpf, &self.pins, wanted, effort)
+    }
+
+    /// Attaches the socket hook as configured, in place of an earlier agent's, or detaches it. Returns
+    /// where it is attached.
+    ///
+    /// # Errors
+    ///
+    /// No cgroup2 file system; the kernel refuses a program or a link. A hook that was attached still is.
+    pub fn attach_socket_hook(
+        &mut self,
+        config: &SocketHookConfig,
+    ) -> Result<Option<SocketHook>, ApplyError> {
+        socket_hook::attach(&mut self.ebpf, &self.pins, &mut self.socket_maps, config)
     }
 
     /// What the kernel holds.

@@ -20,8 +20,9 @@ use graylb_common::{
 
 use super::{
     ApplyError,
+    layout::{address_bytes, ip_address},
     regions::Regions,
-    tables::{address_bytes, full, ip_address, set, take},
+    tables::{full, set, take},
 };
 use crate::model::mode::Sources;
 

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -19,23 +19,21 @@ use graylb_common::{
         MODE_SNAT,
     },
     maps,
-    service::{PROTOCOL_TCP, PROTOCOL_UDP, Service, ServiceKey, Slot, Turn},
+    service::{Service, ServiceKey, Slot, Turn},
     settings::Settings,
     verdict::VerdictCounters,
 };
 
 use super::{
     ApplyError,
+    layout::{address_bytes, endpoint, ip_address, key},
     regions::Regions,
     slot_table,
     sources::{Place, SourceTable},
 };
 use crate::{
     compile::{BackendImage, Change, Image, Select, ServiceImage},
-    model::{
-        mode::Mode,
-        spec::{Endpoint, Protocol},
-    },
+    model::{mode::Mode, spec::Endpoint},
 };
 
 type Services<A> = HashMap<MapData, ServiceKey<A>, Service>;
@@ -69,6 +67,7 @@ pub(super) struct Tables {
     sources: SourceTable,
 }
 
+/// Takes a map out of the loaded object.
 pub(super) fn take<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, ApplyError>
 where
     M: TryFrom<Map, Error = MapError>,
@@ -471,31 +470,6 @@ pub(super) fn full(map: &str, size: u32) -> ApplyError {
     ApplyError::text(format!("map {map} is full: all of its {size} entries are in use"))
 }
 
-const fn protocol_number(protocol: Protocol) -> u8 {
-    match protocol {
-        Protocol::Tcp => PROTOCOL_TCP,
-        Protocol::Udp => PROTOCOL_UDP,
-    }
-}
-
-const fn key<A>(address: A, endpoint: &Endpoint) -> ServiceKey<A> {
-    ServiceKey {
-        address,
-        port: endpoint.address.port(),
-        protocol: protocol_number(endpoint.protocol),
-        reserved: 0,
-    }
-}
-
-fn endpoint(address: IpAddr, port: u16, protocol: u8) -> Option<Endpoint> {
-    let protocol = match protocol {
-        PROTOCOL_TCP => Protocol::Tcp,
-        PROTOCOL_UDP => Protocol::Udp,
-        _ => return None,
-    };
-    Some(Endpoint { address: SocketAddr::new(address, port), protocol })
-}
-
 fn backend_entry(identity: &Identity, weight: u16, (start, count): Place) -> Backend {
     let address = identity.address;
     Backend {
@@ -513,23 +487,5 @@ fn backend_entry(identity: &Identity, weight: u16, (start, count): Place) -> Bac
         weight: u32::from(weight),
         sources_start: start,
         sources_count: count,
-    }
-}
-
-/// An address as the maps hold it.
-pub(super) const fn address_bytes(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
-        IpAddr::V6(ip) => ip.octets(),
-    }
-}
-
-/// An address that the maps hold.
-pub(super) fn ip_address(bytes: &[u8; 16], family: u8) -> Option<IpAddr> {
-    let address = Ipv6Addr::from(*bytes);
-    match family {
-        FAMILY_V4 => address.to_ipv4_mapped().map(IpAddr::V4),
-        FAMILY_V6 => Some(IpAddr::V6(address)),
-        _ => None,
     }
 }

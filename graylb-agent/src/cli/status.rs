@@ -3,7 +3,7 @@
 use std::fmt::{self, Write as _};
 
 use crate::{
-    apply::Attachment,
+    apply::{Attachment, SocketHook},
     daemon::{ServiceReport, StatusReport},
     model::health::HealthState,
 };
@@ -25,6 +25,9 @@ fn write(text: &mut String, report: &StatusReport) -> fmt::Result {
         let Attachment { interface, pattern, hook, reason } = interface;
         let by = if pattern == interface { String::new() } else { format!(" ({pattern:?})") };
         writeln!(text, "{interface}{by} by {hook}: {reason}")?;
+    }
+    if let Some(SocketHook { cgroup, reason }) = &report.socket_hook {
+        writeln!(text, "socket hook at {}: {reason}", cgroup.display())?;
     }
     for problem in &report.problems {
         writeln!(text, "PROBLEM: {problem}")?;

@@ -31,7 +31,8 @@ use crate::model::spec::Spec;
 const MAX_FILE_LEN: u64 = 4 << 20;
 
 /// Tables at the top of the file.
-const TOP_KEYS: &[&str] = &["agent", "api", "flows", "interfaces", "services", "pools"];
+const TOP_KEYS: &[&str] =
+    &["agent", "api", "flows", "interfaces", "socket_hook", "services", "pools"];
 
 /// Every option, by the table that it is in; docs/config.md has a line for each.
 pub const OPTIONS: &[(&str, &[&str])] = &[
@@ -39,11 +40,21 @@ pub const OPTIONS: &[(&str, &[&str])] = &[
     ("api", settings::API_KEYS),
     ("flows", settings::FLOWS_KEYS),
     ("interfaces.NAME", settings::INTERFACE_KEYS),
+    ("socket_hook", settings::SOCKET_HOOK_KEYS),
     ("services.NAME", services::SERVICE_KEYS),
     ("pools.NAME", services::POOL_KEYS),
     ("pools.NAME.backends[]", services::BACKEND_KEYS),
     ("pools.NAME.probe", services::PROBE_KEYS),
 ];
+
+/// The hook at sockets of clients on this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SocketHookConfig {
+    /// Whether it is attached.
+    pub enabled: bool,
+    /// The cgroup whose processes it is for; without it the root of the first cgroup2 mount.
+    pub cgroup: Option<PathBuf>,
+}
 
 /// The agent's own settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +100,8 @@ pub struct Config {
     pub api: ApiConfig,
     /// Where to attach; not empty, no two that hold for an interface equally.
     pub interfaces: Vec<InterfaceConfig>,
+    /// The socket hook.
+    pub socket_hook: SocketHookConfig,
     /// Flow tables.
     pub flows: FlowsConfig,
     /// Services and pools.
@@ -132,12 +145,14 @@ impl Config {
         let top = Section::top(&table);
         top.refuse_unknown(TOP_KEYS, &mut report);
         let interfaces = settings::interfaces(&top, &mut report);
+        let socket_hook = settings::socket_hook(&top, &mut report);
         let config = Self {
             agent: settings::agent(&top, &mut report),
             api: settings::api(&top, &mut report),
             flows: settings::flows(&top, &mut report),
-            spec: services::spec(&top, &interfaces, &mut report),
+            spec: services::spec(&top, &interfaces, &socket_hook, &mut report),
             interfaces,
+            socket_hook,
         };
         report.finish().map(|warnings| (config, warnings))
     }

@@ -1,11 +1,11 @@
-//! Sections `agent`, `api`, `flows` and `interfaces`.
+//! Sections `agent`, `api`, `flows`, `interfaces` and `socket_hook`.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use graylb_common::maps;
 
 use super::{
-    AgentConfig, ApiConfig, AttachMode, FlowsConfig, InterfaceConfig,
+    AgentConfig, ApiConfig, AttachMode, FlowsConfig, InterfaceConfig, SocketHookConfig,
     diagnostic::{Report, did_you_mean},
     read::Section,
 };
@@ -19,6 +19,8 @@ pub(super) const API_KEYS: &[&str] = &["listen", "token_file"];
 pub(super) const FLOWS_KEYS: &[&str] = &["tcp", "half_open", "udp", "udp_timeout"];
 /// Options of `[interfaces.NAME]`.
 pub(super) const INTERFACE_KEYS: &[&str] = &["attach"];
+/// Options of `[socket_hook]`.
+pub(super) const SOCKET_HOOK_KEYS: &[&str] = &["enabled", "cgroup"];
 
 /// Entries of a flow table.
 const FLOW_ENTRIES: std::ops::RangeInclusive<u32> = 1024..=1 << 24;
@@ -57,20 +59,10 @@ pub(super) fn agent(top: &Section<'_>, report: &mut Report<'_>) -> AgentConfig {
     let mut config = AgentConfig::default();
     let Some(section) = top.section("agent", report) else { return config };
     section.refuse_unknown(AGENT_KEYS, report);
-    let path = |key: &str, report: &mut Report<'_>| -> Option<PathBuf> {
-        let (text, span) = section.string(key, report)?;
-        if !text.starts_with('/') {
-            report.error(
-                &span,
-                format!("{} = {text:?} is no absolute path: start it with /", section.name(key)),
-            );
-        }
-        Some(text.into())
-    };
-    if let Some(pin_dir) = path("pin_dir", report) {
+    if let Some(pin_dir) = absolute_path(&section, "pin_dir", report) {
         config.pin_dir = pin_dir;
     }
-    if let Some(state_file) = path("state_file", report) {
+    if let Some(state_file) = absolute_path(&section, "state_file", report) {
         config.state_file = state_file;
     }
     if let Some((filter, span)) = section.string("log", report) {
@@ -81,6 +73,17 @@ pub(super) fn agent(top: &Section<'_>, report: &mut Report<'_>) -> AgentConfig {
     }
     config.kernel_log = section.boolean("kernel_log", report).unwrap_or(config.kernel_log);
     config
+}
+
+fn absolute_path(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Option<PathBuf> {
+    let (text, span) = section.string(key, report)?;
+    if !text.starts_with('/') {
+        report.error(
+            &span,
+            format!("{} = {text:?} is no absolute path: start it with /", section.name(key)),
+        );
+    }
+    Some(text.into())
 }
 
 pub(super) fn api(top: &Section<'_>, report: &mut Report<'_>) -> ApiConfig {
@@ -142,6 +145,17 @@ pub(super) fn interfaces(top: &Section<'_>, report: &mut Report<'_>) -> Vec<Inte
         interfaces.push(InterfaceConfig { pattern, attach });
     }
     interfaces
+}
+
+pub(super) fn socket_hook(top: &Section<'_>, report: &mut Report<'_>) -> SocketHookConfig {
+    let Some(section) = top.section("socket_hook", report) else {
+        return SocketHookConfig::default();
+    };
+    section.refuse_unknown(SOCKET_HOOK_KEYS, report);
+    SocketHookConfig {
+        enabled: section.boolean("enabled", report).unwrap_or(false),
+        cgroup: absolute_path(&section, "cgroup", report),
+    }
 }
 
 fn attach_mode(section: &Section<'_>, report: &mut Report<'_>) -> AttachMode {

@@ -6,6 +6,7 @@
 mod handle;
 mod interfaces;
 mod kernel_log;
+mod local;
 mod report;
 mod start;
 
@@ -20,6 +21,7 @@ use tracing::{error, info, warn};
 use self::{
     handle::{Command, Reply},
     interfaces::Interfaces,
+    local::LocalClients,
 };
 pub use self::{
     handle::{CommandError, Handle, Reload, ServiceRef, SwitchRequest, Switched},
@@ -53,6 +55,7 @@ pub struct Daemon {
     store: Store,
     probes: Probes,
     interfaces: Interfaces,
+    local: LocalClients,
     /// When to try the state file again.
     save_again: Option<Instant>,
     started: Instant,
@@ -263,6 +266,10 @@ impl Daemon {
             self.attach(&config.interfaces, Effort::Everything);
             notes.extend(self.interfaces.problems());
         }
+        if config.socket_hook != self.config.socket_hook || self.local.failed.is_some() {
+            self.attach_socket_hook(&config.socket_hook);
+            notes.extend(self.local.failed.clone());
+        }
         if config.flows.udp_timeout != self.config.flows.udp_timeout
             && let Err(error) = self.plane.set_udp_timeout(config.flows.udp_timeout)
         {
@@ -304,8 +311,13 @@ impl Daemon {
         };
     }
 
+    /// Where graylb should be attached and is not, a sentence each.
+    fn unattached(&self) -> Vec<String> {
+        self.interfaces.problems().chain(self.local.failed.clone()).collect()
+    }
+
     fn readiness(&self) -> Readiness {
-        let mut missing: Vec<String> = self.interfaces.problems().collect();
+        let mut missing = self.unattached();
         for (name, service) in &self.state.spec().services {
             if self.plane.generation(&service.endpoint).is_none() {
                 missing.push(format!("service {name} has no backend that answered its probe yet"));
@@ -319,7 +331,7 @@ impl Daemon {
             self.plane.verdicts().map_err(|error| CommandError::Kernel(error.to_string()))?;
         let names = self.state.spec().services.keys();
         let services: Result<Vec<_>, _> = names.map(|name| self.service_report(name)).collect();
-        let mut problems: Vec<String> = self.interfaces.problems().collect();
+        let mut problems = self.unattached();
         if self.save_again.is_some() {
             problems.push("the state file could not be written; trying again".to_owned());
         }
@@ -331,6 +343,7 @@ impl Daemon {
             config: self.config_path.display().to_string(),
             pin_dir: self.config.agent.pin_dir.display().to_string(),
             interfaces: self.interfaces.attached.clone(),
+            socket_hook: self.local.hook.clone(),
             services: services?,
             pools: self.state.spec().pools.keys().map(ToString::to_string).collect(),
             problems,

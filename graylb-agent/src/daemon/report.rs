@@ -9,7 +9,7 @@ use graylb_common::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    apply::Attachment,
+    apply::{Attachment, SocketHook},
     model::{
         health::{Health, HealthState},
         spec::{BackendSpec, Protocol},
@@ -33,6 +33,9 @@ pub struct StatusReport {
     pub pin_dir: String,
     /// Where graylb is attached.
     pub interfaces: Vec<Attachment>,
+    /// Where the socket hook is attached, if it is.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub socket_hook: Option<SocketHook>,
     /// Services by name.
     pub services: Vec<ServiceReport>,
     /// Pools of the config.

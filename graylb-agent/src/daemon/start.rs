@@ -17,6 +17,7 @@ use super::{
     handle::{Command, QUEUE},
     interfaces::Interfaces,
     kernel_log,
+    local::LocalClients,
 };
 use crate::{
     apply::{ApplyError, DataPlane, Effort, Options},
@@ -44,7 +45,7 @@ pub enum StartError {
     /// The kernel's links cannot be followed.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// No interface could be attached, and not because there is none yet.
+    /// No interface could be attached, and not because there is none yet; or the socket hook could not.
     #[error("cannot start: {}", .0.join("; "))]
     Attach(Vec<String>),
 }
@@ -91,6 +92,7 @@ pub fn start(config: Config, config_path: PathBuf) -> Result<Started, StartError
         store,
         probes: Probes::new(observations_in),
         interfaces: Interfaces::new(watcher.devices()),
+        local: LocalClients::default(),
         save_again: None,
         started: Instant::now(),
         hosts: hosts_in,
@@ -111,6 +113,11 @@ impl Daemon {
         if self.interfaces.attached.is_empty() && !failed.is_empty() {
             self.plane.abandon();
             return Err(StartError::Attach(std::mem::take(failed)));
+        }
+        self.attach_socket_hook(&config.socket_hook);
+        if let Some(failed) = self.local.failed.take() {
+            self.plane.abandon();
+            return Err(StartError::Attach(vec![failed]));
         }
         if config.agent.kernel_log {
             tokio::spawn(kernel_log::forward(self.plane.take_logger()?));
