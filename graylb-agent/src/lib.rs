@@ -12,6 +12,7 @@ pub mod compile;
 pub mod config;
 pub mod daemon;
 pub mod model;
+pub mod netlink;
 pub mod probe;
 pub mod store;
 pub mod telemetry;

@@ -33,7 +33,8 @@ pub struct Backend {
     pub service: u32,
     /// The agent's number for the pool.
     pub pool: u32,
-    /// The weight that the agent gave it when it filled the slots; for readers only.
+    /// The weight that the agent gave it when it filled the slots; for readers, and for
+    /// [`crate::service::SELECT_LEAST`].
     pub weight: u32,
     /// First of this backend's entries in `sources`, in modes that need a source address.
     pub sources_start: u32,

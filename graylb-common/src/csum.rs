@@ -12,6 +12,15 @@ pub const fn fold(sum: u32) -> u16 {
     sum as u16
 }
 
+/// The folded sum of four words as they lie in memory.
+#[inline(always)]
+#[must_use]
+pub const fn words(words: [u32; 4]) -> u16 {
+    let [a, b, c, d] = words;
+    let low = (a & 0xffff) + (b & 0xffff) + (c & 0xffff) + (d & 0xffff);
+    fold(low + (a >> 16) + (b >> 16) + (c >> 16) + (d >> 16))
+}
+
 /// The one's-complement sum of two folded sums.
 #[inline(always)]
 #[must_use]

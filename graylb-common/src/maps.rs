@@ -35,9 +35,17 @@ pub const VERDICTS: &str = "verdicts";
 pub const SERVICE_DROPS: &str = "service_drops";
 /// One element: `Settings`.
 pub const SETTINGS: &str = "settings";
+/// Storage at sockets that the socket hook steers: `Steered`.
+pub const SOCKETS: &str = "sockets";
+/// Endpoints that unconnected UDP sockets talk to: `SocketKey` → `SocketPair`.
+pub const SOCKET_PAIRS: &str = "socket_pairs";
+/// Array of `Active`, same index as `backends`: connected sockets that the socket hook steered.
+pub const SOCKET_ACTIVE: &str = "socket_active";
+/// One element: `SocketSettings`.
+pub const SOCKET_SETTINGS: &str = "socket_settings";
 
 /// Every pinned map.
-pub const ALL: [&str; 17] = [
+pub const ALL: [&str; 21] = [
     SERVICES_V4,
     SERVICES_V6,
     SLOTS,
@@ -55,6 +63,10 @@ pub const ALL: [&str; 17] = [
     VERDICTS,
     SERVICE_DROPS,
     SETTINGS,
+    SOCKETS,
+    SOCKET_PAIRS,
+    SOCKET_ACTIVE,
+    SOCKET_SETTINGS,
 ];
 
 /// The program on the way in, for TC.
@@ -64,8 +76,22 @@ pub const PROGRAM_TC_OUT: &str = "graylb_tc_out";
 /// The program on the way in, for XDP.
 pub const PROGRAM_XDP: &str = "graylb_xdp";
 
-/// Every program.
+/// Every program on the packet path.
 pub const PROGRAMS: [&str; 3] = [PROGRAM_TC_IN, PROGRAM_TC_OUT, PROGRAM_XDP];
+
+/// Programs of the socket hook, in the order in which they are attached: what shows a steered socket's
+/// client the endpoint that it asked for comes before what steers.
+pub const SOCKET_PROGRAMS: [&str; 9] = [
+    "graylb_sockend",
+    "graylb_getpeer4",
+    "graylb_getpeer6",
+    "graylb_recvmsg4",
+    "graylb_recvmsg6",
+    "graylb_connect4",
+    "graylb_connect6",
+    "graylb_sendmsg4",
+    "graylb_sendmsg6",
+];
 
 /// Default services per family that fit.
 pub const DEFAULT_SERVICES: u32 = 4096;
@@ -80,6 +106,9 @@ pub const IDS_PER_SERVICE: u32 = 2;
 /// Round-robin counters for each service per family: two for each number, used in turn by the service's
 /// generations.
 pub const TURNS_PER_SERVICE: u32 = 2 * IDS_PER_SERVICE;
+
+/// Entries of `socket_pairs`; two entries make a pair.
+pub const MAX_SOCKET_PAIRS: u32 = 1 << 15;
 
 /// Read-only global of the programs: flag bits that `bpf_l4_csum_replace` takes for IPv6 on the running
 /// kernel (`BPF_F_IPV6` since 6.16, else 0), a `u64`.

@@ -43,7 +43,7 @@ pub struct Service {
     pub prefix: u8,
     /// Always zero.
     pub reserved: u16,
-    /// Mixed into every hash, so that services differ.
+    /// Mixed into every hash, so that services differ: the agent's hash of the endpoint.
     pub salt: u32,
     /// Always zero.
     pub reserved2: u32,
@@ -55,7 +55,7 @@ pub const SELECT_TURNS: u8 = 0;
 pub const SELECT_TUPLE: u8 = 1;
 /// [`Service::select`]: the slot at the hash of the client's address prefix.
 pub const SELECT_STICKY: u8 = 2;
-/// [`Service::select`]: of two slots at random, the one whose backend has fewer active flows.
+/// [`Service::select`]: of two slots at random, the one whose backend has fewer active flows for its weight.
 pub const SELECT_LEAST: u8 = 3;
 
 /// One entry of the flat table `slots`.

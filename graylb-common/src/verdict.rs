@@ -10,6 +10,8 @@ pub enum VerdictKind {
     Passed,
     /// It was dropped.
     Dropped,
+    /// It was turned into an answer to its sender.
+    Answered,
 }
 
 impl VerdictKind {
@@ -20,6 +22,7 @@ impl VerdictKind {
             Self::Forwarded => "forwarded",
             Self::Passed => "passed",
             Self::Dropped => "dropped",
+            Self::Answered => "answered",
         }
     }
 }
@@ -97,9 +100,11 @@ verdicts! {
     Forwarded Delivered delivered: "rewritten and handed up to this host, where the backend or the client is";
     Forwarded HandedToStack handed_to_stack: "rewritten and handed to the host's own forwarding: neighbour not resolved yet, packet over the MTU, or no route";
     Forwarded Replied replied: "reply of a backend on this host, rewritten on its way out";
+    Forwarded IcmpError icmp_error: "ICMP error about a packet of a flow, translated like the flow and sent to the end that caused it";
+    Forwarded SocketSteered socket_steered: "connection of a client on this host, or datagram of its unconnected socket, sent to the backend by the socket hook: none of the connection's packets is seen";
     Passed NotIp not_ip: "neither IPv4 nor IPv6 (ARP, LLDP, ...)";
     Passed Vlan vlan: "VLAN tag in the frame: put graylb on the VLAN's own interface";
-    Passed OtherProtocol other_protocol: "neither TCP nor UDP";
+    Passed OtherProtocol other_protocol: "neither TCP nor UDP, nor an ICMP error about a flow";
     Passed Fragment fragment: "fragment of an IP datagram";
     Passed Ipv6Extension ipv6_extension: "IPv6 extension header before the transport header";
     Passed Truncated truncated: "frame ends before its headers do";
@@ -107,13 +112,14 @@ verdicts! {
     Passed NotService not_service: "to no service and of no flow";
     Passed NoFlow no_flow: "TCP to a service, but no SYN and of no flow: this host answers with a reset, or owns the connection";
     Passed HostOutput host_output: "on its way out and no reply of a backend on this host";
+    Answered TooBig too_big: "longer than the way to the backend allows, in a mode without this host's own forwarding: answered with ICMP's word for that";
     Dropped NoBackend no_backend: "new flow, but the service has no backend in force";
     Dropped BadTable bad_table: "new flow, but the slot or backend that it was led to is not in use";
     Dropped NoTuple no_tuple: "new flow, but each tuple tried towards the backend is in use by another flow";
     Dropped FlowTableFull flow_table_full: "new flow, but the flow table took no entry";
     Dropped NoRoute no_route: "to a backend in a mode that keeps the virtual address: no route, or neighbour not resolved yet";
     Dropped TtlExceeded ttl_exceeded: "TTL or hop limit used up";
-    Dropped RewriteFailed rewrite_failed: "the kernel refused to make the packet writable";
+    Dropped RewriteFailed rewrite_failed: "the kernel refused to make the packet writable, longer or shorter";
 }
 
 macro_rules! service_verdicts {

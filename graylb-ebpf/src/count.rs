@@ -31,6 +31,18 @@ pub fn opened(backend: u32) {
     maps::add_active(backend, 1);
 }
 
+/// The socket hook sent a connection, or a socket's datagrams, to this backend.
+#[inline(always)]
+pub fn socket_opened(backend: u32) {
+    maps::count_opened_atomically(backend);
+}
+
+/// The socket hook steered a connection or a datagram.
+#[inline(always)]
+pub fn socket_steered() {
+    maps::count_verdict_atomically(Verdict::SocketSteered);
+}
+
 /// A TCP handshake completed.
 #[inline(always)]
 pub fn established(backend: u32) {

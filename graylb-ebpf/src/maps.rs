@@ -4,6 +4,9 @@
 //! one aligned word whose lost update does no harm (`last_seen_ns`, state bits), a per-CPU counter, or
 //! a whole entry by the kernel's own update.
 
+use crate::access::{FibParams, empty_fib_params};
+use core::ptr::NonNull;
+
 use aya_ebpf::{
     bindings::BPF_ANY,
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
@@ -21,6 +24,8 @@ use graylb_common::{
     settings::Settings,
     verdict::{SERVICE_VERDICTS, ServiceDrops, VERDICT_COUNT, Verdict, VerdictCounters},
 };
+
+use crate::maps_socket;
 
 // The sizes are defaults: the agent sets them from its config when it loads the programs.
 const SERVICES: usize = DEFAULT_SERVICES as usize;
@@ -62,6 +67,7 @@ maps! {
     "settings" SETTINGS: Array<Settings, 1>;
     "draft_v4" DRAFT_V4: PerCpuArray<Draft<[u8; 4]>, 1>;
     "draft_v6" DRAFT_V6: PerCpuArray<Draft<[u8; 16]>, 1>;
+    "route_query" ROUTE_QUERY: PerCpuArray<RouteQuery, 1>;
 }
 
 /// Where a new flow's entries are written before they are inserted: they do not fit on a BPF stack of
@@ -74,6 +80,15 @@ pub struct Draft<A> {
     pub reply: HalfOpen<A>,
     /// Key of `reply`.
     pub reply_key: FlowKey<A>,
+}
+
+/// A question to the routing tables and its answer, not on the stack for the same reason.
+#[repr(C)]
+pub struct RouteQuery {
+    /// What is asked, and the kernel's answer.
+    pub params: FibParams,
+    /// What it means.
+    pub hop: NextHop,
 }
 
 /// An LRU hash of flows, whatever its size.
@@ -90,7 +105,7 @@ pub trait FlowTable<A, V> {
 impl<A, V, const N: usize> FlowTable<A, V> for LruHashMap<FlowKey<A>, V, N> {
     #[inline(always)]
     fn find(&'static self, key: &FlowKey<A>) -> Option<Entry<V>> {
-        self.get_ptr_mut(key).map(Entry)
+        self.get_ptr_mut(key).and_then(NonNull::new).map(Entry)
     }
 
     #[inline(always)]
@@ -107,7 +122,7 @@ impl<A, V, const N: usize> FlowTable<A, V> for LruHashMap<FlowKey<A>, V, N> {
 
 /// An entry in a flow map. It stays readable while the program runs; after an eviction on another CPU it
 /// may show a flow that has taken its place, which costs that packet and no memory safety.
-pub struct Entry<V>(*mut V);
+pub struct Entry<V>(NonNull<V>);
 
 impl<V> Clone for Entry<V> {
     #[inline(always)]
@@ -124,7 +139,7 @@ impl<V> Entry<V> {
     pub const fn value(&self) -> &V {
         // SAFETY: the pointer came, not null, from a look-up in a preallocated map in this run of the
         // program; its memory stays a V until the program ends.
-        unsafe { &*self.0 }
+        unsafe { self.0.as_ref() }
     }
 }
 
@@ -133,7 +148,7 @@ impl<A> Entry<Flow<A>> {
     #[inline(always)]
     pub const fn touch(&self, now_ns: u64) {
         // SAFETY: as in `value`; an aligned word.
-        unsafe { (*self.0).last_seen_ns = now_ns }
+        unsafe { (*self.0.as_ptr()).last_seen_ns = now_ns }
     }
 
     /// The cached next hop, if it was found in this epoch.
@@ -142,7 +157,7 @@ impl<A> Entry<Flow<A>> {
         // SAFETY: as in `value`; aligned words. `epoch` is read before and after the rest, so that what
         // another CPU writes in between is noticed.
         unsafe {
-            let hop = &raw const (*self.0).hop;
+            let hop = &raw const (*self.0.as_ptr()).hop;
             if (&raw const (*hop).epoch).read_volatile() != epoch {
                 return None;
             }
@@ -154,13 +169,16 @@ impl<A> Entry<Flow<A>> {
 
     /// Caches the next hop.
     #[inline(always)]
-    pub fn set_hop(&self, hop: &NextHop) {
+    pub fn set_hop(&self, epoch: u32, hop: &NextHop) {
         // SAFETY: as in `value`; aligned words. The entry is in no epoch while it is written.
         unsafe {
-            let place = &raw mut (*self.0).hop;
+            let place = &raw mut (*self.0.as_ptr()).hop;
             (&raw mut (*place).epoch).write_volatile(0);
-            place.write_volatile(NextHop { epoch: 0, ..*hop });
-            (&raw mut (*place).epoch).write_volatile(hop.epoch);
+            (&raw mut (*place).ifindex).write_volatile(hop.ifindex);
+            (&raw mut (*place).mtu).write_volatile(hop.mtu);
+            (&raw mut (*place).kind).write_volatile(hop.kind);
+            (&raw mut (*place).link).write_volatile(hop.link);
+            (&raw mut (*place).epoch).write_volatile(epoch);
         }
     }
 
@@ -168,7 +186,7 @@ impl<A> Entry<Flow<A>> {
     #[inline(always)]
     pub const fn mark(&self, bits: u32) {
         // SAFETY: as in `value`; an aligned word.
-        unsafe { (*self.0).state |= bits }
+        unsafe { (*self.0.as_ptr()).state |= bits }
     }
 }
 
@@ -176,15 +194,15 @@ impl<A> Entry<HalfOpen<A>> {
     /// The flow inside.
     #[inline(always)]
     pub const fn flow(&self) -> Entry<Flow<A>> {
-        // SAFETY: as in `value`; the address of a field.
-        Entry(unsafe { &raw mut (*self.0).flow })
+        // SAFETY: as in `value`; the address of a field, which is never null.
+        Entry(unsafe { NonNull::new_unchecked(&raw mut (*self.0.as_ptr()).flow) })
     }
 
     /// Notes the sequence number of the backend's SYN-ACK.
     #[inline(always)]
     pub const fn set_server_isn(&self, isn: u32) {
         // SAFETY: as in `value`; an aligned word.
-        unsafe { (*self.0).server_isn = isn }
+        unsafe { (*self.0.as_ptr()).server_isn = isn }
     }
 }
 
@@ -205,10 +223,13 @@ pub fn take_turn(index: u32) -> Option<u64> {
     Some(unsafe { fetch_add(&raw mut (*turn).next, 1) })
 }
 
-/// Flows to a backend that have not ended.
+/// Flows to a backend that have not ended, and sockets that were connected to it. Either count may fall
+/// below zero, when some end that were opened before the agent set it; the sum is none then.
 #[inline(always)]
 pub fn active_flows(backend: u32) -> Option<u64> {
-    ACTIVE.get(backend).map(|active| active.flows)
+    let sockets = maps_socket::active(backend);
+    let all = |active: &Active| active.flows.cast_signed().saturating_add(sockets).max(0);
+    ACTIVE.get(backend).map(|active| all(active).cast_unsigned())
 }
 
 /// One more, or (with -1) one less.
@@ -228,7 +249,7 @@ pub fn add_active(backend: u32, change: i64) {
 ///
 /// `word` points to an aligned word of a map that stays as long as the program runs.
 #[inline(always)]
-unsafe fn fetch_add(word: *mut u64, mut value: u64) -> u64 {
+pub unsafe fn fetch_add(word: *mut u64, mut value: u64) -> u64 {
     // SAFETY: the caller's.
     unsafe {
         core::arch::asm!(
@@ -275,6 +296,18 @@ pub fn draft<A, const N: usize>(
     map.get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
 }
 
+/// This CPU's question to the routing tables, empty.
+#[inline(always)]
+pub fn route_query() -> Option<&'static mut RouteQuery> {
+    let query = ROUTE_QUERY.get_ptr_mut(0)?;
+    // SAFETY: this CPU's own element, asked for once in a run of a program (`emit::emit`), so that there is
+    // one reference; a struct of integers and unions of integers, for which zero is valid.
+    unsafe {
+        (&raw mut (*query).params).write(empty_fib_params());
+        Some(&mut *query)
+    }
+}
+
 /// Changes a backend's counters on this CPU.
 #[inline(always)]
 pub fn count_backend(index: u32, change: impl FnOnce(&mut BackendCounters)) {
@@ -284,10 +317,41 @@ pub fn count_backend(index: u32, change: impl FnOnce(&mut BackendCounters)) {
     }
 }
 
+/// Counts a new flow to a backend, in a program that packets may interrupt.
+#[inline(always)]
+pub fn count_opened_atomically(index: u32) {
+    if let Some(counters) = BACKEND_STATS.get_ptr_mut(index) {
+        // SAFETY: this CPU's own element, 8-byte aligned.
+        let _before = unsafe { fetch_add(&raw mut (*counters).opened, 1) };
+    }
+}
+
+/// Counts a verdict in a program that packets may interrupt.
+#[inline(always)]
+pub fn count_verdict_atomically(verdict: Verdict) {
+    let index = verdict as usize;
+    if index >= VERDICT_COUNT {
+        return;
+    }
+    if let Some(counters) = VERDICTS.get_ptr_mut(0) {
+        // SAFETY: as in `count_verdict`.
+        let _before = unsafe { fetch_add(counters.cast::<u64>().add(index), 1) };
+    }
+}
+
+/// The same value, of which the compiler knows nothing: it would drop a comparison whose outcome follows
+/// from the type, but which the verifier wants to see.
+#[inline(always)]
+fn opaque(mut value: usize) -> usize {
+    // SAFETY: no instruction at all.
+    unsafe { core::arch::asm!("/* {0} */", inout(reg) value, options(nomem, nostack, pure)) };
+    value
+}
+
 /// Counts a verdict on this CPU.
 #[inline(always)]
 pub fn count_verdict(verdict: Verdict) {
-    let index = verdict as usize;
+    let index = opaque(verdict as usize);
     if index >= VERDICT_COUNT {
         return;
     }

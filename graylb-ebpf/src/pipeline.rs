@@ -2,21 +2,20 @@
 //! verdict is counted here.
 
 use aya_log_ebpf::info;
-use graylb_common::{flow::Flow, verdict::Verdict};
+use graylb_common::verdict::Verdict;
+use network_types::eth::EthHdr;
 
 use crate::{
     access::Frame,
     classify, count,
     emit::{self, Exit},
     family::{Family, V4, V6},
-    maps::Entry,
+    icmp,
     parse::{self, Packet},
     rewrite,
 };
 
 /// EtherTypes in memory order.
-const IPV4: u16 = 0x0800_u16.to_be();
-const IPV6: u16 = 0x86dd_u16.to_be();
 const VLAN: u16 = 0x8100_u16.to_be();
 const QINQ: u16 = 0x88a8_u16.to_be();
 
@@ -42,10 +41,61 @@ impl Direction for Out {
 /// One packet, from frame to action.
 #[inline(always)]
 pub fn run<D: Direction, F: Frame>(frame: &mut F) -> i32 {
-    let exit = match steer::<D, F>(frame) {
+    if !D::IN && frame.from_outside() {
+        return leave(frame, Exit::plain::<F>(Verdict::HostOutput));
+    }
+    if frame.has_tag_aside() {
+        return leave(frame, Exit::plain::<F>(Verdict::Vlan));
+    }
+    frame.pull_headers();
+    let Some(ethernet) = frame.window::<{ EthHdr::LEN }>(0) else {
+        return leave(frame, Exit::plain::<F>(Verdict::Truncated));
+    };
+    match ethernet.get::<u16, 12>() {
+        V4::ETHERTYPE => of_family::<D, V4, F>(frame),
+        V6::ETHERTYPE => of_family::<D, V6, F>(frame),
+        VLAN | QINQ => leave(frame, Exit::plain::<F>(Verdict::Vlan)),
+        _ => leave(frame, Exit::plain::<F>(Verdict::NotIp)),
+    }
+}
+
+/// One IP packet, from frame to action.
+#[inline(always)]
+fn of_family<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> i32 {
+    match tcp_or_udp::<D, Fam, F>(frame) {
+        NEITHER => icmp::<D, Fam, F>(frame),
+        action => action,
+    }
+}
+
+/// What [`tcp_or_udp`] returns for another protocol; no action.
+const NEITHER: i32 = i32::MIN;
+
+/// A TCP or UDP packet. A function of its own in the kernel, too: each family has a BPF stack to itself.
+#[inline(never)]
+fn tcp_or_udp<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> i32 {
+    let exit = match steer::<D, Fam, F>(frame) {
         Ok(exit) => exit,
+        Err(Verdict::OtherProtocol) => return NEITHER,
         Err(verdict) => Exit::plain::<F>(verdict),
     };
+    leave(frame, exit)
+}
+
+/// A packet that is neither, apart for the same reason.
+#[inline(never)]
+fn icmp<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> i32 {
+    let mut verdict = Verdict::OtherProtocol;
+    let Some(flow) = icmp::translate::<D, Fam, F>(frame, &mut verdict) else {
+        return leave(frame, Exit::plain::<F>(verdict));
+    };
+    let action = icmp::send::<D, Fam, F>(frame, flow, &mut verdict);
+    leave(frame, Exit { verdict, action })
+}
+
+/// Counts how the packet leaves.
+#[inline(always)]
+fn leave<F: Frame>(frame: &F, exit: Exit) -> i32 {
     count::verdict(exit.verdict);
     if count::is_rare(exit.verdict) {
         info!(
@@ -59,38 +109,13 @@ pub fn run<D: Direction, F: Frame>(frame: &mut F) -> i32 {
 }
 
 #[inline(always)]
-fn steer<D: Direction, F: Frame>(frame: &mut F) -> Result<Exit, Verdict> {
-    if !D::IN && frame.from_outside() {
-        return Err(Verdict::HostOutput);
-    }
-    frame.pull_headers();
-    let ethernet = frame.window::<14>(0).ok_or(Verdict::Truncated)?;
-    match ethernet.get::<u16, 12>() {
-        IPV4 => steer_family::<D, V4, F>(frame),
-        IPV6 => steer_family::<D, V6, F>(frame),
-        VLAN | QINQ => Err(Verdict::Vlan),
-        _ => Err(Verdict::NotIp),
-    }
-}
-
-#[inline(always)]
-fn steer_family<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> Result<Exit, Verdict> {
+fn steer<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> Result<Exit, Verdict> {
     let packet: Packet<Fam> = parse::parse(frame)?;
     let flow = classify::classify::<D, Fam, F>(frame, &packet)?;
-    forward::<D, Fam, F>(frame, &packet, flow)
-        .map_err(|verdict| count::for_service(flow.value().service, verdict))
-}
-
-/// Sends a packet the way of its flow.
-#[inline(always)]
-fn forward<D: Direction, Fam: Family, F: Frame>(
-    frame: &mut F,
-    packet: &Packet<Fam>,
-    flow: Entry<Flow<Fam::Address>>,
-) -> Result<Exit, Verdict> {
-    rewrite::rewrite::<Fam, F>(frame, packet, flow.value())?;
+    rewrite::rewrite::<Fam, F>(frame, &packet, flow.value())
+        .map_err(|verdict| count::for_service(flow.value().service, verdict))?;
     if D::IN {
-        emit::emit::<Fam, F>(frame, packet, flow)
+        emit::emit::<Fam, F>(frame, &packet, flow)
     } else {
         Ok(Exit::plain::<F>(Verdict::Replied))
     }

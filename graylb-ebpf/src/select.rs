@@ -3,13 +3,14 @@
 use graylb_common::{
     backend::{Backend, MODE_SNAT},
     csum,
-    flow::{FLOW_CLOSED, Flow, FlowKey, NextHop},
-    service::Service,
+    flow::{FLOW_CLOSED, FLOW_REPLY, Flow, FlowKey},
+    service::{SELECT_LEAST, SELECT_STICKY, SELECT_TUPLE, SELECT_TURNS, Service},
     verdict::Verdict,
 };
 
 use crate::{
     access::{Frame, now_ns, random},
+    balance,
     family::{Family, KeyOf, PortRange, UNUSED_PORTS},
     maps::{self, Draft, FlowTable},
     parse::Packet,
@@ -28,14 +29,27 @@ pub struct Choice {
     pub backend: &'static Backend,
 }
 
-/// Chooses a backend of the service's pool.
+/// Chooses a backend of the service's pool for the client of a flow with this key.
 #[inline(always)]
-pub fn backend<Fam: Family>(service: &Service) -> Result<Choice, Verdict> {
+pub fn backend<Fam: Family>(key: &KeyOf<Fam>, service: &Service) -> Result<Choice, Verdict> {
     if service.slots_count == 0 {
         return Err(Verdict::NoBackend);
     }
-    let turn = maps::take_turn(service.turn).ok_or(Verdict::BadTable)?;
-    let place = (turn % u64::from(service.slots_count)) as u32;
+    match service.select {
+        SELECT_TURNS => at(service, balance::turn(service)?),
+        SELECT_TUPLE => at(service, balance::tuple::<Fam>(key, service)),
+        SELECT_STICKY => at(service, balance::sticky::<Fam>(key, service)),
+        SELECT_LEAST => {
+            let (first, second) = balance::two(service);
+            Ok(balance::less_busy(at(service, first)?, at(service, second)?))
+        }
+        _ => Err(Verdict::BadTable),
+    }
+}
+
+/// The backend that a service's slot leads to.
+#[inline(always)]
+fn at(service: &Service, place: u32) -> Result<Choice, Verdict> {
     let slot = maps::slot(service.slots_start.wrapping_add(place)).ok_or(Verdict::BadTable)?;
     let backend = maps::backend(slot.backend).ok_or(Verdict::BadTable)?;
     if backend.family == 0 {
@@ -72,7 +86,7 @@ fn claim_tuple<Fam: Family, F: Frame>(
     reply_key: &mut KeyOf<Fam>,
 ) -> Result<(), Verdict> {
     let from = source::<Fam, F>(frame, packet, backend)?;
-    reply_key.source = Fam::address(&backend.address, backend.family).ok_or(Verdict::BadTable)?;
+    reply_key.source = *Fam::address(&backend.address, backend.family).ok_or(Verdict::BadTable)?;
     reply_key.source_port = backend.port;
     reply_key.destination = from.address;
     reply_key.destination_port = from.port;
@@ -104,7 +118,7 @@ fn source<Fam: Family, F: Frame>(
         let place = random().checked_rem(backend.sources_count).ok_or(Verdict::BadTable)?;
         let place = backend.sources_start.wrapping_add(place);
         let source = maps::source(place).ok_or(Verdict::BadTable)?;
-        let address = Fam::address(&source.address, source.family).ok_or(Verdict::BadTable)?;
+        let address = *Fam::address(&source.address, source.family).ok_or(Verdict::BadTable)?;
         let count = u32::from(source.port_high).wrapping_sub(u32::from(source.port_low)) + 1;
         let others = PortRange { low: source.port_low, count };
         return Ok(From { address, port: others.any(), others });
@@ -163,14 +177,29 @@ fn fill<Fam: Family>(
     flow.generation = service.generation as u32;
     flow.state = 0;
     flow.mode = u32::from(choice.backend.mode);
-    flow.hop = NextHop::NONE;
+    flow.hop.epoch = 0;
     fill_reply::<Fam>(draft, key);
 }
 
 /// Fills the backend's direction in from the client's, whose key is `key`.
 #[inline(always)]
 pub fn fill_reply<Fam: Family>(draft: &mut Draft<Fam::Address>, key: &KeyOf<Fam>) {
-    draft.reply.flow = draft.forward.flow.counterpart(key);
+    // Field by field: a whole flow on the way would take a fifth of the BPF stack.
+    let (forward, reply) = (&draft.forward.flow, &mut draft.reply.flow);
+    reply.last_seen_ns = forward.last_seen_ns;
+    reply.rewrite.source = key.destination;
+    reply.rewrite.destination = key.source;
+    reply.rewrite.source_port = key.destination_port;
+    reply.rewrite.destination_port = key.source_port;
+    // One's-complement negation.
+    reply.address_delta = !forward.address_delta;
+    reply.port_delta = !forward.port_delta;
+    reply.backend = forward.backend;
+    reply.service = forward.service;
+    reply.generation = forward.generation;
+    reply.state = forward.state ^ FLOW_REPLY;
+    reply.mode = forward.mode;
+    reply.hop.epoch = 0;
 }
 
 /// Inserts a drafted flow: both directions, or the client's alone where the backend's never comes by.

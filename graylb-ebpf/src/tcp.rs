@@ -22,6 +22,9 @@ use crate::{
     select,
 };
 
+/// Most data that a SYN carries (TCP Fast Open, RFC 7413) and its refusal acknowledges.
+const MAX_SYN_DATA: u32 = 0xffff;
+
 type Found<Fam> = Result<Entry<Flow<<Fam as Family>::Address>>, Verdict>;
 
 /// The flow of a TCP packet.
@@ -31,11 +34,31 @@ pub fn classify<D: Direction, Fam: Family, F: Frame>(
     packet: &Packet<Fam>,
     segment: Segment,
 ) -> Found<Fam> {
-    match segment.flags & (SYN | ACK) {
+    if segment.flags & SYN == 0
+        && let Some(flow) = Fam::tcp().find(&packet.key)
+        && flow.value().state & FLOW_CHALLENGED == 0
+    {
+        return seen::<D, Fam>(flow, segment);
+    }
+    let mut verdict = Verdict::NoFlow;
+    unusual::<D, Fam, F>(frame, packet, segment, &mut verdict).ok_or(verdict)
+}
+
+/// What is not a packet of an established flow and nothing else: a function of its own in the kernel, so
+/// that the others do not pay for its stack. Fills `verdict` in where there is no flow.
+#[inline(never)]
+fn unusual<D: Direction, Fam: Family, F: Frame>(
+    frame: &F,
+    packet: &Packet<Fam>,
+    segment: Segment,
+    verdict: &mut Verdict,
+) -> Option<Entry<FlowOf<Fam>>> {
+    let found = match segment.flags & (SYN | ACK) {
         SYN => syn::<D, Fam, F>(frame, packet, segment),
         flags if flags == SYN | ACK => syn_ack::<D, Fam>(packet, segment),
         _ => data::<D, Fam>(packet, segment),
-    }
+    };
+    found.map_err(|why| *verdict = why).ok()
 }
 
 /// A client asks for a connection.
@@ -45,6 +68,9 @@ fn syn<D: Direction, Fam: Family, F: Frame>(
     packet: &Packet<Fam>,
     segment: Segment,
 ) -> Found<Fam> {
+    if !D::IN {
+        return Err(Verdict::HostOutput);
+    }
     if let Some(half_open) = Fam::half_open().find(&packet.key)
         && half_open.value().client_isn == segment.sequence
         && half_open.value().flow.state & FLOW_REPLY == 0
@@ -65,11 +91,15 @@ fn open<Fam: Family, F: Frame>(
     segment: Segment,
     service: &Service,
 ) -> Found<Fam> {
-    let choice = select::backend::<Fam>(service)?;
+    let choice = select::backend::<Fam>(&packet.key, service)?;
     if let Some(established) = Fam::tcp().find(&packet.key) {
         established.mark(FLOW_CHALLENGED);
     }
     let draft = select::draft::<Fam, F>(frame, packet, service, &choice)?;
+    if let Some(established) = Fam::tcp().find(&draft.reply_key) {
+        // The same backend again, or a flow that has ended: what answers this SYN is none of its packets.
+        established.mark(FLOW_CHALLENGED);
+    }
     draft.forward.client_isn = segment.sequence;
     draft.reply.client_isn = segment.sequence;
     let table = Fam::half_open();
@@ -85,7 +115,7 @@ fn open<Fam: Family, F: Frame>(
 /// A backend accepts.
 #[inline(always)]
 fn syn_ack<D: Direction, Fam: Family>(packet: &Packet<Fam>, segment: Segment) -> Found<Fam> {
-    let Some(reply) = Fam::half_open().find(&packet.key) else {
+    let Some(reply) = Fam::half_open().find(&packet.key).filter(is_ours::<D, Fam>) else {
         // Perhaps sent again, after the flow was promoted.
         return reply_of_established::<D, Fam>(packet);
     };
@@ -97,6 +127,12 @@ fn syn_ack<D: Direction, Fam: Family>(packet: &Packet<Fam>, segment: Segment) ->
         forward.flow().mark(FLOW_SYN_ACK);
     }
     Ok(reply.flow())
+}
+
+/// Whether packets of a half-open flow's direction are followed here: on the way out only the backend's.
+#[inline(always)]
+fn is_ours<D: Direction, Fam: Family>(half_open: &Entry<HalfOpenOf<Fam>>) -> bool {
+    D::IN || half_open.value().flow.state & FLOW_REPLY != 0
 }
 
 #[inline(always)]
@@ -111,12 +147,14 @@ fn reply_of_established<D: Direction, Fam: Family>(packet: &Packet<Fam>) -> Foun
 #[inline(always)]
 fn data<D: Direction, Fam: Family>(packet: &Packet<Fam>, segment: Segment) -> Found<Fam> {
     let established = Fam::tcp().find(&packet.key);
-    if let Some(flow) = established
-        && flow.value().state & FLOW_CHALLENGED == 0
-    {
-        return seen::<D, Fam>(flow, segment);
-    }
-    if let Some(half_open) = Fam::half_open().find(&packet.key) {
+    if let Some(half_open) = Fam::half_open().find(&packet.key).filter(is_ours::<D, Fam>) {
+        if refuses::<Fam>(half_open.value(), segment) {
+            if half_open.value().flow.state & FLOW_RESET == 0 {
+                half_open.flow().mark(FLOW_RESET);
+                count::refused(half_open.value().flow.backend);
+            }
+            return Ok(half_open.flow());
+        }
         let promoted = promote::<Fam>(packet, segment, half_open, established);
         // A half-open flow beside an established one has not yet taken the tuple over.
         if promoted.is_some() || established.is_none() {
@@ -144,9 +182,9 @@ fn seen<D: Direction, Fam: Family>(flow: Entry<FlowOf<Fam>>, segment: Segment) -
     Ok(flow)
 }
 
-/// Follows the end of a flow: closed by a reset, or by a FIN each way (from the client alone where the
+/// Follows the end of a flow, seldom enough for a function of its own in the kernel: closed by a reset, or by a FIN each way (from the client alone where the
 /// backend's does not come by); counted once.
-#[inline(always)]
+#[inline(never)]
 fn end<Fam: Family>(flow: Entry<FlowOf<Fam>>, segment: Segment) {
     let reset = segment.flags & RST != 0;
     flow.mark(if reset { FLOW_RESET } else { FLOW_FIN });
@@ -164,7 +202,17 @@ fn end<Fam: Family>(flow: Entry<FlowOf<Fam>>, segment: Segment) {
     count::closed(flow.value().backend);
 }
 
-/// Makes a half-open flow an established one if this packet completes its handshake; notes a refusal.
+/// Whether this is the backend's reset in answer to the SYN. It acknowledges the SYN; without that the
+/// client would not take it (RFC 9293, 3.10.7.3), and anybody could have sent it.
+#[inline(always)]
+fn refuses<Fam: Family>(half: &HalfOpenOf<Fam>, segment: Segment) -> bool {
+    let acknowledged = segment.acknowledgement.wrapping_sub(half.client_isn).wrapping_sub(1);
+    half.flow.state & FLOW_REPLY != 0
+        && segment.flags & (ACK | RST) == ACK | RST
+        && acknowledged <= MAX_SYN_DATA
+}
+
+/// Makes a half-open flow an established one if this packet completes its handshake.
 #[inline(always)]
 fn promote<Fam: Family>(
     packet: &Packet<Fam>,
@@ -173,18 +221,12 @@ fn promote<Fam: Family>(
     predecessor: Option<Entry<FlowOf<Fam>>>,
 ) -> Option<Entry<FlowOf<Fam>>> {
     let half = half_open.value();
-    let state = half.flow.state;
-    if state & FLOW_REPLY != 0 {
-        if segment.flags & RST != 0 && state & FLOW_RESET == 0 {
-            half_open.flow().mark(FLOW_RESET);
-            count::refused(half.flow.backend);
-        }
-        return None;
-    }
     // Where the SYN-ACK does not come by, any acknowledgement must do.
-    let answered =
-        state & FLOW_SYN_ACK != 0 && segment.acknowledgement == half.server_isn.wrapping_add(1);
-    let completes = segment.flags & (ACK | RST) == ACK && (answered || !rewritten(half.flow.mode));
+    let answered = half.flow.state & FLOW_SYN_ACK != 0
+        && segment.acknowledgement == half.server_isn.wrapping_add(1);
+    let completes = half.flow.state & FLOW_REPLY == 0
+        && segment.flags & (ACK | RST) == ACK
+        && (answered || !rewritten(half.flow.mode));
     if !completes {
         return None;
     }

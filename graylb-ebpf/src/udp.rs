@@ -34,24 +34,45 @@ pub fn classify<D: Direction, Fam: Family, F: Frame>(
             return Ok(flow);
         }
     }
+    let mut verdict = Verdict::NotService;
+    open::<D, Fam, F>(frame, packet, found, &mut verdict).ok_or(verdict)
+}
+
+/// A new flow, perhaps in place of an expired one, in a function of its own in the kernel. Fills `verdict`
+/// in where there is none.
+#[inline(never)]
+fn open<D: Direction, Fam: Family, F: Frame>(
+    frame: &F,
+    packet: &Packet<Fam>,
+    expired: Option<Entry<FlowOf<Fam>>>,
+    verdict: &mut Verdict,
+) -> Option<Entry<FlowOf<Fam>>> {
+    try_open::<D, Fam, F>(frame, packet, expired).map_err(|why| *verdict = why).ok()
+}
+
+#[inline(always)]
+fn try_open<D: Direction, Fam: Family, F: Frame>(
+    frame: &F,
+    packet: &Packet<Fam>,
+    expired: Option<Entry<FlowOf<Fam>>>,
+) -> Result<Entry<FlowOf<Fam>>, Verdict> {
     let service = classify::service::<D, Fam>(packet)?;
-    let expired = found.map(|flow| flow.value().backend);
-    let opened = open::<Fam, F>(frame, packet, service)
+    let replaced = expired.map(|flow| flow.value().backend);
+    let opened = of_service::<Fam, F>(frame, packet, service)
         .map_err(|verdict| count::for_service(service.id, verdict))?;
-    if let Some(backend) = expired {
+    if let Some(backend) = replaced {
         count::replaced(backend);
     }
     Ok(opened)
 }
 
-/// A new flow of a service.
 #[inline(always)]
-fn open<Fam: Family, F: Frame>(
+fn of_service<Fam: Family, F: Frame>(
     frame: &F,
     packet: &Packet<Fam>,
     service: &Service,
 ) -> Result<Entry<FlowOf<Fam>>, Verdict> {
-    let choice = select::backend::<Fam>(service)?;
+    let choice = select::backend::<Fam>(&packet.key, service)?;
     let draft = select::draft::<Fam, F>(frame, packet, service, &choice)?;
     let table = Fam::udp();
     let (forward, reply) = (&draft.forward.flow, &draft.reply.flow);
@@ -63,7 +84,7 @@ fn open<Fam: Family, F: Frame>(
 }
 
 /// Whether nothing has gone either way for the timeout.
-#[inline(always)]
+#[inline(never)]
 pub fn expired<Fam: Family>(flow: Entry<FlowOf<Fam>>, now_ns: u64) -> bool {
     let Some(settings) = maps::settings() else { return false };
     let idle = |seen_ns: u64| now_ns.saturating_sub(seen_ns) > settings.udp_timeout_ns;

@@ -12,10 +12,11 @@ use aya::{
 };
 use graylb_agent::{
     apply::{DataPlane, FlowReport, Options, Sweeper, kernel_clock_ns},
-    compile::{BackendImage, Change, ServiceImage},
+    compile::{BackendImage, Change, Select, ServiceImage},
     config::{FlowsConfig, LimitsConfig},
     model::{
         ageing::{Rules, Timeouts},
+        mode::Mode,
         spec::{Endpoint, Protocol},
     },
 };
@@ -59,7 +60,8 @@ pub struct FlowLab {
     pub plane: DataPlane,
     /// What looks its tables over.
     pub sweeper: Sweeper,
-    sandbox: Sandbox,
+    /// Where it is pinned.
+    pub sandbox: Sandbox,
 }
 
 impl FlowLab {
@@ -76,12 +78,6 @@ impl FlowLab {
         Self { plane, sweeper, sandbox }
     }
 
-    /// Where a map is pinned.
-    #[must_use]
-    pub fn pin(&self, map: &str) -> PathBuf {
-        self.sandbox.pin_dir().join(format!("abi-{ABI_VERSION}/maps/{map}"))
-    }
-
     /// Where a program is pinned.
     #[must_use]
     pub fn program(&self, name: &str) -> PathBuf {
@@ -95,7 +91,7 @@ impl FlowLab {
     /// It is not pinned.
     #[must_use]
     pub fn map(&self, name: &str) -> MapData {
-        MapData::from_pin(self.pin(name)).expect("open a pinned map")
+        map(&self.sandbox, name)
     }
 
     /// A flow table.
@@ -115,7 +111,7 @@ impl FlowLab {
     /// They are not pinned.
     #[must_use]
     pub fn active(&self) -> Array<MapData, Active> {
-        Array::try_from(Map::Array(self.map(maps::ACTIVE))).expect("an array")
+        active(&self.sandbox)
     }
 
     /// Puts a service with these backends in force.
@@ -154,6 +150,21 @@ impl FlowLab {
     }
 }
 
+fn map(sandbox: &Sandbox, name: &str) -> MapData {
+    let pin = sandbox.pin_dir().join(format!("abi-{ABI_VERSION}/maps/{name}"));
+    MapData::from_pin(pin).expect("open a pinned map")
+}
+
+/// The counters of active flows of the data plane in `sandbox`.
+///
+/// # Panics
+///
+/// They are not pinned.
+#[must_use]
+pub fn active(sandbox: &Sandbox) -> Array<MapData, Active> {
+    Array::try_from(Map::Array(map(sandbox, maps::ACTIVE))).expect("an array")
+}
+
 /// Opens the data plane in `sandbox`, over what is pinned there.
 ///
 /// # Panics
@@ -161,8 +172,14 @@ impl FlowLab {
 /// The kernel refuses.
 #[must_use]
 pub fn open(sandbox: &Sandbox, flows: FlowsConfig, limits: LimitsConfig) -> DataPlane {
-    DataPlane::open(&Options { pin_dir: sandbox.pin_dir(), flows, limits, kernel_log: false })
-        .expect("open the data plane (are you root?)")
+    DataPlane::open(&Options {
+        pin_dir: sandbox.pin_dir(),
+        flows,
+        limits,
+        kernel_log: false,
+        clsact: false,
+    })
+    .expect("open the data plane (are you root?)")
 }
 
 /// A change that puts a service with these backends, in strict turns, in force.
@@ -171,6 +188,9 @@ pub fn put(service: Endpoint, pool: u32, backends: &[SocketAddr]) -> Change {
     let images = backends.iter().map(|&address| BackendImage { address, weight: 1 });
     let image = ServiceImage {
         pool,
+        mode: Mode::Nat,
+        select: Select::Turns,
+        salt: 0,
         backends: images.collect(),
         slots: (0..).take(backends.len()).collect(),
     };

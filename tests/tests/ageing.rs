@@ -11,7 +11,7 @@ use graylb_agent::{
     },
 };
 use graylb_common::{
-    backend::{Active, MODE_DSR},
+    backend::{Active, MODE_DSR, MODE_IPIP},
     flow::{FLOW_CHALLENGED, FLOW_CLOSED, FLOW_FIN, FLOW_RESET, Flow, HalfOpen},
     maps,
 };
@@ -182,6 +182,49 @@ fn counters_of_active_flows_are_mended() {
     assert_eq!(report.backends[&0].oldest_generation, Some(1));
     let again = lab.sweep(&rules());
     assert_eq!((active(&lab), again.vanished), ([10, 0, 4, 0], report.vanished));
+}
+
+/// In modes dsr and ipip the backend's direction has no entry, and is not missed.
+#[test]
+fn one_way_flows_age_and_count_by_the_clients_direction() {
+    let tables = [
+        (maps::TCP_V4, 0, seconds(7439), seconds(7441), End::Idle),
+        (maps::TCP_V4, FLOW_FIN | FLOW_CLOSED, seconds(59), seconds(61), End::Closed),
+        (maps::UDP_V4, 0, seconds(29), seconds(31), End::Idle),
+    ];
+    for mode in [MODE_DSR, MODE_IPIP] {
+        for (name, state, young, old, why) in tables {
+            let mut lab = lab();
+            let mut table = lab.table(name);
+            for (n, idle) in [(1, young), (2, old)] {
+                let pair = Pair::new(n, 0, idle).with_state(state);
+                let forward = Flow { mode: u32::from(mode), ..pair.forward };
+                table.insert(pair.key, forward, 0).expect("insert");
+            }
+            let open = u64::from(state == 0);
+            set_active(&lab, 0, 2 * open);
+            let report = lab.sweep_all(&rules());
+            assert_eq!(table.keys().count(), 1, "mode {mode}, {name}");
+            assert!(table.get(&Pair::new(1, 0, young).key, 0).is_ok());
+            assert_eq!(report.ended, [(why, 1)].into(), "mode {mode}, {name}");
+            assert_eq!((active(&lab)[0], report.vanished.len()), (open, 0));
+            let flows = report.backends[&0];
+            assert_eq!((flows.open(), flows.closing), (open, 1 - open));
+        }
+        let mut lab = lab();
+        let mut half_open = lab.table::<HalfOpen<[u8; 4]>>(maps::HALF_OPEN_V4);
+        for (n, idle) in [(1, seconds(59)), (2, seconds(61))] {
+            let Pair { key, forward, .. } = Pair::new(n, 0, idle);
+            let flow = Flow { mode: u32::from(mode), ..forward };
+            half_open
+                .insert(key, HalfOpen { flow, client_isn: 1, server_isn: 0 }, 0)
+                .expect("insert");
+        }
+        set_active(&lab, 0, 2);
+        let report = lab.sweep_all(&rules());
+        assert_eq!((report.ended, active(&lab)[0]), ([(End::Unfinished, 1)].into(), 1));
+        assert_eq!(report.backends[&0].half_open, 1);
+    }
 }
 
 #[test]

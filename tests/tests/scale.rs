@@ -2,9 +2,15 @@
 
 use std::time::Duration;
 
+use aya::maps::{Array, Map};
 use graylb_agent::{
+    apply::DataPlane,
+    compile::Change,
     config::{FlowsConfig, LimitsConfig, map_sizes},
-    model::spec::Protocol,
+    model::{
+        mode::{Mode, Sources},
+        spec::{Endpoint, Protocol},
+    },
 };
 use graylb_common::{flow::Flow, maps};
 use graylb_tests::flow_lab::{FlowLab, Pair, backend, put, rules, service};
@@ -139,14 +145,74 @@ fn an_index_is_not_given_away_while_flows_lead_to_it() {
     }
     let flows = |flows| graylb_common::backend::Active { flows };
     lab.active().set(0, flows(1), 0).expect("set");
-    lab.active().set(1, flows(1), 0).expect("set");
+    let mut sockets = Array::try_from(Map::Array(lab.map(maps::SOCKET_ACTIVE))).expect("an array");
+    sockets.set(1, flows(1), 0).expect("set");
+    let counted = lab.plane.counters().expect("counters");
+    assert_eq!((counted[0].active, counted[1].active), (1, 1), "sockets count like flows");
     let third = put(endpoint, 3, &[backend(2), backend(3)]);
     let error = lab.plane.apply(&third).expect_err("no index is free").to_string();
     assert!(error.contains("limits.backends"), "{error}");
     assert_eq!(lab.plane.generation(&endpoint), Some(2), "what was in force still is");
     lab.active().set(0, flows(0), 0).expect("set");
-    lab.active().set(1, flows(0), 0).expect("set");
+    sockets.set(1, flows(0), 0).expect("set");
     assert_eq!(lab.plane.apply(&third).expect("put"), 3);
     let indices: Vec<u32> = lab.plane.backend_indices(&endpoint).map(|(_, _, i)| i).collect();
     assert_eq!(indices, [2, 3, 0, 1], "pool 2 keeps its own, pool 3 has those of pool 1");
+}
+
+#[test]
+fn one_change_gives_no_index_twice() {
+    let limits = LimitsConfig { backends: 3, ..LimitsConfig::default() };
+    let mut lab = FlowLab::new(FlowsConfig::default(), limits);
+    let endpoint = service(1, Protocol::Tcp);
+    for n in 0..3 {
+        lab.plane.apply(&put(endpoint, n, &[backend(n)])).expect("put");
+    }
+    lab.active().set(1, graylb_common::backend::Active { flows: 1 }, 0).expect("set");
+    // One index is free: that of pool 0.
+    let error = lab.plane.apply(&put(endpoint, 3, &[backend(3), backend(4)])).expect_err("full");
+    assert!(error.to_string().contains("limits.backends"), "{error}");
+    assert_eq!(lab.plane.apply(&put(endpoint, 4, &[backend(5)])).expect("put"), 4);
+}
+
+/// A service whose backend packets reach in a tunnel from this address.
+fn tunnelled(endpoint: Endpoint, pool: u32, source: &str) -> Change {
+    let sources = vec![source.parse().expect("address")];
+    let mode = Mode::Ipip(Sources::new(sources, (1, 1)).expect("sources"));
+    match put(endpoint, pool, &[backend(0)]) {
+        Change::Put(endpoint, image) => {
+            Change::Put(endpoint, graylb_agent::compile::ServiceImage { mode, ..image })
+        }
+        remove @ Change::Remove(_) => remove,
+    }
+}
+
+fn refused(plane: &mut DataPlane, change: &Change) -> String {
+    plane.apply(change).expect_err("no source is free").to_string()
+}
+
+/// Tunnels look their source up for each packet, also after a switch, and after their service is gone.
+#[test]
+fn a_source_is_not_given_away_while_flows_come_from_it() {
+    let limits = LimitsConfig { sources: 1, ..LimitsConfig::default() };
+    let flows = FlowsConfig::default();
+    let FlowLab { mut plane, sandbox, sweeper } = FlowLab::new(flows.clone(), limits.clone());
+    drop(sweeper);
+    let active = |sandbox: &_, flows| {
+        let mut active = graylb_tests::flow_lab::active(sandbox);
+        active.set(0, graylb_common::backend::Active { flows }, 0).expect("set");
+    };
+    let endpoint = service(1, Protocol::Tcp);
+    plane.apply(&tunnelled(endpoint, 1, "10.0.0.1")).expect("put");
+    active(&sandbox, 1);
+    plane.apply(&put(endpoint, 2, &[backend(1)])).expect("switch");
+    let other = tunnelled(service(2, Protocol::Tcp), 3, "10.0.0.2");
+    assert!(refused(&mut plane, &other).contains("limits.sources"), "switched away");
+    plane.apply(&Change::Remove(endpoint)).expect("remove");
+    assert!(refused(&mut plane, &other).contains("limits.sources"), "its service is gone");
+    drop(plane);
+    let mut plane = graylb_tests::flow_lab::open(&sandbox, flows, limits);
+    assert!(refused(&mut plane, &other).contains("limits.sources"), "after a restart");
+    active(&sandbox, 0);
+    plane.apply(&other).expect("nobody needs the other source any more");
 }

@@ -1,3 +1,5 @@
+//! The API, request by request.
+
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::guard::{Refusal, is_literal, judge};

@@ -1,206 +1,184 @@
-//! Programs → interfaces. Links are pinned, so that they outlive the agent; a pinned link gets the new
-//! program in place, without a packet in between that sees none.
+//! Which devices are attached, kept in step with which are wanted; [`super::hooks`] does one device.
 
-use std::{fs, io, path::Path};
+use std::collections::{BTreeMap, BTreeSet};
 
-use aya::{
-    Ebpf,
-    programs::{
-        LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
-        links::{FdLink, LinkError, PinnedLink},
-        tc::TcAttachOptions,
-        xdp::XdpLink,
-    },
-};
-use graylb_common::maps::{PROGRAM_TC_IN, PROGRAM_TC_OUT, PROGRAM_XDP};
+use aya::Ebpf;
 use serde::{Deserialize, Serialize};
+use tracing::{debug, warn};
 
-use super::{
-    ApplyError,
-    device::{Device, describe},
-    pins::{Hook, Pins},
-};
-use crate::config::{AttachMode, InterfaceConfig};
+use super::{ApplyError, hooks::Attempt, links::Hook, pins::Pins};
+use crate::model::interfaces::{AttachMode, Device, Wanted};
 
 /// Where an interface is attached, and why so.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
     /// The interface.
     pub interface: String,
+    /// The name or pattern of the config that holds for it.
+    #[serde(default)]
+    pub pattern: String,
     /// `tc` or `xdp`.
     pub hook: String,
     /// One sentence.
     pub reason: String,
 }
 
-/// Attaches to exactly `interfaces`.
-pub(super) fn attach(
-    ebpf: &mut Ebpf,
-    pins: &Pins,
-    interfaces: &[InterfaceConfig],
-) -> Vec<Result<Attachment, ApplyError>> {
-    let mut wanted = Vec::new();
-    let results = interfaces
-        .iter()
-        .map(|interface| {
-            let result = attach_one(ebpf, pins, interface, &mut wanted);
-            if result.is_err() {
-                // Links of an earlier start on it, if any, stay as they are.
-                wanted.extend(Hook::ALL.map(|hook| pins.link(hook, &interface.name)));
+/// How much is attached at once. The kernel waits for its CPUs at each new TCX hook, about 10 ms, and
+/// whoever calls waits with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// Everything that is not attached, also what was refused before.
+    Everything,
+    /// This many devices, not counting what was refused before.
+    New(usize),
+}
+
+/// What came of attaching.
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct Attached {
+    /// Where the programs are.
+    pub attachments: Vec<Attachment>,
+    /// Why they are not where they should be.
+    pub refused: Vec<ApplyError>,
+    /// There are devices that the effort did not suffice for.
+    pub more: bool,
+}
+
+/// Knows what this process has attached.
+#[derive(Debug)]
+pub(super) struct Attacher {
+    /// TC by clsact.
+    clsact: bool,
+    /// By interface name.
+    attached: BTreeMap<String, Tried<Attachment>>,
+    /// By interface name; such an interface may still be attached as it was before.
+    refused: BTreeMap<String, Tried<ApplyError>>,
+}
+
+/// What came of an attempt.
+#[derive(Debug)]
+struct Tried<T> {
+    device: u32,
+    mode: AttachMode,
+    outcome: T,
+}
+
+impl Attacher {
+    /// Nothing attached yet; TC by clsact or by TCX.
+    pub(super) const fn new(clsact: bool) -> Self {
+        Self { clsact, attached: BTreeMap::new(), refused: BTreeMap::new() }
+    }
+
+    /// See [`super::DataPlane::attach`].
+    pub(super) fn attach(
+        &mut self,
+        ebpf: &mut Ebpf,
+        pins: &Pins,
+        wanted: &[Wanted],
+        effort: Effort,
+    ) -> Attached {
+        let first = self.attached.is_empty();
+        self.detach(pins, wanted, !first);
+        let mut budget = match effort {
+            Effort::Everything => {
+                self.refused.clear();
+                usize::MAX
             }
-            result
-        })
-        .collect();
-    pins.remove_other_links(&wanted);
-    results
-}
-
-fn attach_one(
-    ebpf: &mut Ebpf,
-    pins: &Pins,
-    interface: &InterfaceConfig,
-    wanted: &mut Vec<std::path::PathBuf>,
-) -> Result<Attachment, ApplyError> {
-    let name = interface.name.as_str();
-    let device = describe(name)?;
-    let (hook, reason) = match interface.attach {
-        AttachMode::Tc => (Hook::TcIn, "configured".to_owned()),
-        AttachMode::Xdp => (Hook::Xdp, "configured".to_owned()),
-        AttachMode::Auto => choose(&device),
-    };
-    let (hook, reason) = match attach_hook(ebpf, pins, hook, name) {
-        Ok(()) => (hook, reason),
-        Err(error) if hook == Hook::Xdp && interface.attach == AttachMode::Auto => {
-            attach_hook(ebpf, pins, Hook::TcIn, name)?;
-            (Hook::TcIn, format!("native XDP was refused ({error})"))
+            Effort::New(count) => count,
+        };
+        let mut result = Attached::default();
+        for Wanted { device, rule } in wanted {
+            let pattern = rule.pattern.to_string();
+            if let Some(tried) = self.refused.get(&device.name)
+                && tried.mode == rule.attach
+            {
+                result.refused.push(tried.outcome.clone());
+                continue;
+            }
+            let is_new = self.attached.get(&device.name).is_none_or(|a| a.mode != rule.attach);
+            if is_new && budget == 0 {
+                result.more = true;
+                continue;
+            }
+            if is_new {
+                budget -= 1;
+                self.attach_one(ebpf, pins, device, rule.attach);
+            }
+            match (self.refused.get(&device.name), self.attached.get_mut(&device.name)) {
+                (Some(refused), _) => result.refused.push(refused.outcome.clone()),
+                (None, Some(attached)) => {
+                    attached.outcome.pattern = pattern;
+                    result.attachments.push(attached.outcome.clone());
+                }
+                (None, None) => {}
+            }
         }
-        Err(error) => return Err(error),
-    };
-    wanted.push(pins.link(hook, name));
-    if !device.loopback {
-        // Replies of backends on this host leave here; loopback shows both directions on the way in.
-        attach_hook(ebpf, pins, Hook::TcOut, name)?;
-        wanted.push(pins.link(Hook::TcOut, name));
+        // A start that comes to nothing leaves what an earlier agent attached elsewhere.
+        if first && (result.refused.is_empty() || !result.attachments.is_empty()) {
+            self.detach(pins, wanted, true);
+        }
+        result
     }
-    let hook = if hook == Hook::Xdp { "xdp" } else { "tc" };
-    Ok(Attachment { interface: name.to_owned(), hook: hook.to_owned(), reason })
-}
 
-/// What `attach = "auto"` takes.
-fn choose(device: &Device) -> (Hook, String) {
-    match (device.loopback, &device.kind) {
-        (true, _) => (Hook::TcIn, "loopback: its packets have unfinished checksums".to_owned()),
-        (false, Some(kind)) => (
-            Hook::TcIn,
-            format!("{kind} device: its packets are large and have unfinished checksums"),
-        ),
-        (false, None) => (Hook::Xdp, "a NIC whose driver runs XDP".to_owned()),
-    }
-}
-
-fn attach_hook(
-    ebpf: &mut Ebpf,
-    pins: &Pins,
-    hook: Hook,
-    interface: &str,
-) -> Result<(), ApplyError> {
-    let path = pins.link(hook, interface);
-    match hook {
-        Hook::Xdp => attach_xdp(program(ebpf, PROGRAM_XDP)?, interface, &path),
-        Hook::TcIn => {
-            attach_tc(program(ebpf, PROGRAM_TC_IN)?, interface, TcAttachType::Ingress, &path)
-        }
-        Hook::TcOut => {
-            attach_tc(program(ebpf, PROGRAM_TC_OUT)?, interface, TcAttachType::Egress, &path)
-        }
-    }
-}
-
-fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, ApplyError>
-where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
-{
-    let program = ebpf.program_mut(name).ok_or_else(|| ApplyError::missing_program(name))?;
-    program.try_into().map_err(|error| ApplyError::new(format!("program {name}"), error))
-}
-
-/// The link pinned at `path`, if there is one.
-fn pinned(path: &Path) -> Result<Option<FdLink>, ApplyError> {
-    match PinnedLink::from_pin(path) {
-        Ok(link) => Ok(Some(FdLink::from(link))),
-        Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
-            Ok(None)
-        }
-        Err(error) => {
-            Err(ApplyError::new(format!("cannot open the pinned link {}", path.display()), error))
+    /// Removes links that are in the way: on no device any more, on one that is wanted under another name
+    /// now, or under a name that another device has now. With `all`, also those on devices that are not wanted.
+    fn detach(&mut self, pins: &Pins, wanted: &[Wanted], all: bool) {
+        let by_name: BTreeMap<&str, u32> =
+            wanted.iter().map(|w| (w.device.name.as_str(), w.device.index)).collect();
+        let by_index: BTreeSet<u32> = by_name.values().copied().collect();
+        let is_wanted = |name: &str, index: u32| by_name.get(name) == Some(&index);
+        self.attached.retain(|name, tried| is_wanted(name, tried.device));
+        self.refused.retain(|name, tried| is_wanted(name, tried.device));
+        let links = pins.links().unwrap_or_else(|error| {
+            warn!("{error}");
+            Vec::new()
+        });
+        for link in links {
+            // What this process attached needs no second look, which would cost system calls each time.
+            if self.attached.contains_key(&link.interface) {
+                continue;
+            }
+            let device = link.device();
+            let in_the_way = device == 0
+                || by_name.contains_key(link.interface.as_str())
+                || by_index.contains(&device);
+            if is_wanted(&link.interface, device) || !(in_the_way || all) {
+                continue;
+            }
+            match link.remove() {
+                Ok(()) => debug!("removed {}", link.path.display()),
+                Err(error) => warn!("{error}"),
+            }
         }
     }
-}
 
-/// Removes the pin of a link whose device is gone.
-fn forget(path: &Path) -> Result<(), ApplyError> {
-    fs::remove_file(path).map_err(|error| {
-        ApplyError::new(format!("cannot remove the dead link {}", path.display()), error)
-    })
-}
-
-fn attach_tc(
-    program: &mut SchedClassifier,
-    interface: &str,
-    direction: TcAttachType,
-    path: &Path,
-) -> Result<(), ApplyError> {
-    if let Some(link) = pinned(path)? {
-        if let Ok(link) = link.try_into()
-            && program.attach_to_link(link).is_ok()
-        {
-            return Ok(());
+    fn attach_one(&mut self, ebpf: &mut Ebpf, pins: &Pins, device: &Device, mode: AttachMode) {
+        let name = &device.name;
+        let mut attempt = Attempt::new(ebpf, pins, device, self.clsact);
+        match attempt.run(mode) {
+            Ok((hook, reason)) => {
+                let outcome = Attachment {
+                    interface: name.clone(),
+                    pattern: String::new(),
+                    hook: if hook == Hook::Xdp { "xdp" } else { "tc" }.to_owned(),
+                    reason,
+                };
+                let tried = Tried { device: device.index, mode, outcome };
+                self.attached.insert(name.clone(), tried);
+                self.refused.remove(name);
+            }
+            Err(error) => {
+                attempt.undo();
+                let outcome = match self.attached.get(name) {
+                    Some(before) => ApplyError::text(format!(
+                        "{error}; {name} is still attached by {}",
+                        before.outcome.hook
+                    )),
+                    None => error,
+                };
+                self.refused.insert(name.clone(), Tried { device: device.index, mode, outcome });
+            }
         }
-        forget(path)?;
     }
-    let tried = || format!("cannot attach to {interface} by TC");
-    let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-    let id = program
-        .attach_with_options(interface, direction, order)
-        .map_err(|error| ApplyError::new(tried(), error))?;
-    let link = program.take_link(id).map_err(|error| ApplyError::new(tried(), error))?;
-    let link: FdLink = link.try_into().map_err(|error| ApplyError::new(tried(), error))?;
-    pin(link, path)
-}
-
-fn attach_xdp(program: &mut Xdp, interface: &str, path: &Path) -> Result<(), ApplyError> {
-    if let Some(link) = pinned(path)? {
-        if let Ok(link) = XdpLink::try_from(link)
-            && program.attach_to_link(link).is_ok()
-        {
-            return Ok(());
-        }
-        forget(path)?;
-    }
-    let tried = || format!("cannot attach to {interface} by native XDP");
-    let id = program.attach(interface, XdpMode::Driver).map_err(|error| {
-        let busy = error.to_string().contains("busy");
-        let error = ApplyError::new(tried(), error);
-        if busy {
-            ApplyError::text(format!(
-                "{error}: another XDP program is on it (`ip link show {interface}`); detach it or set attach = \"tc\""
-            ))
-        } else {
-            ApplyError::text(format!("{error}; attach = \"tc\" works on every interface"))
-        }
-    })?;
-    let link = program.take_link(id).map_err(|error| ApplyError::new(tried(), error))?;
-    let link: FdLink = link.try_into().map_err(|_not_a_link: LinkError| {
-        ApplyError::text(format!(
-            "{}: the kernel attached it without a link, which would not outlive the agent",
-            tried()
-        ))
-    })?;
-    pin(link, path)
-}
-
-fn pin(link: FdLink, path: &Path) -> Result<(), ApplyError> {
-    link.pin(path).map(drop).map_err(|error| {
-        ApplyError::new(format!("cannot pin the link at {}", path.display()), error)
-    })
 }

@@ -1,9 +1,9 @@
-//! Map reads that aya does not have: many entries in one system call, and taking an entry out.
+//! Map operations that aya does not have: many entries in one system call, and taking an entry out.
 //!
-//! The only place in the agent that calls `bpf(2)` itself. Sizes of keys and values are checked once, by
-//! aya, when a map becomes a [`FlowMap`] or an array; what is read here is plain data of that size.
+//! Sizes of keys and values are checked once, by
+//! aya, when a map becomes a [`FlowMap`] or an array; what is read and written here is plain data of that size.
 
-#![expect(unsafe_code, reason = "aya has neither batch look-up nor look-up-and-delete")]
+#![expect(unsafe_code, reason = "aya has neither batch operations nor look-up-and-delete")]
 
 use std::{
     io,
@@ -22,6 +22,7 @@ use super::ApplyError;
 /// Commands of `bpf(2)` (enum bpf_cmd, include/uapi/linux/bpf.h).
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 /// The kernel's own "not supported" (include/linux/errno.h), which libc does not know.
 const ENOTSUPP: i32 = 524;
 /// BPF_NOEXIST: insert, do not replace.
@@ -138,6 +139,41 @@ pub(super) fn read_array<V: Pod>(
     }
     all.truncate(wanted);
     Ok(all)
+}
+
+/// Writes one value under each key. `map` has keys K and values V and is not per CPU. On an error some of
+/// them may be written. One by one, the 4099 slots of a Maglev table would make a switch wait five times as
+/// long.
+pub(super) fn update<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    keys: &[K],
+    values: &[V],
+) -> io::Result<()> {
+    let count = keys.len().min(values.len());
+    if count == 0 {
+        return Ok(());
+    }
+    let mut attributes = BatchAttributes {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr().expose_provenance() as u64,
+        values: values.as_ptr().expose_provenance() as u64,
+        count: u32::try_from(count).unwrap_or(u32::MAX),
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: the attributes are BPF_MAP_UPDATE_BATCH's; the kernel reads `count` keys and values, which the
+    // two slices hold, and writes `count` alone.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_MAP_UPDATE_BATCH,
+            &raw mut attributes,
+            size_of::<BatchAttributes>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Whether the kernel lacks a command, rather than refuses this call of it.

@@ -3,7 +3,7 @@
 use std::error::Error;
 
 /// A failure of the data plane. Its text is complete: causes are part of it.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct ApplyError(String);
 

@@ -55,6 +55,17 @@ pub struct BackendFlows {
 }
 
 impl BackendFlows {
+    /// Adds another index's to these.
+    pub fn add(&mut self, other: &Self) {
+        self.established += other.established;
+        self.half_open += other.half_open;
+        self.udp += other.udp;
+        self.closing += other.closing;
+        self.longest_idle = self.longest_idle.max(other.longest_idle);
+        let oldest = [self.oldest_generation, other.oldest_generation];
+        self.oldest_generation = oldest.into_iter().flatten().min();
+    }
+
     /// Flows that have not ended.
     #[must_use]
     pub const fn open(&self) -> u64 {

@@ -6,13 +6,21 @@
 mod attach;
 mod backends;
 mod batch;
-mod device;
+mod cgroup;
+mod clsact;
 mod error;
 mod flow_report;
+mod hooks;
+mod layout;
+mod links;
 mod numbers;
 mod pins;
 mod regions;
+mod services;
+mod socket_hook;
+mod sources;
 mod sweep;
+mod sys;
 mod tables;
 mod watch;
 
@@ -26,20 +34,21 @@ use graylb_common::{
     verdict::{ServiceDrops, VerdictCounters},
 };
 
+use self::{attach::Attacher, pins::Pins, socket_hook::SocketMaps, tables::Tables};
 pub use self::{
-    attach::Attachment,
+    attach::{Attached, Attachment, Effort},
     backends::BackendTotals,
     error::ApplyError,
     flow_report::{BackendFlows, FlowReport, TableFill},
     pins::{UnloadReport, unload},
+    socket_hook::SocketHook,
     sweep::Sweeper,
     watch::{FlowWatch, kernel_clock_ns},
 };
-use self::{pins::Pins, tables::Tables};
 use crate::{
     compile::{Change, Image},
-    config::{FlowsConfig, InterfaceConfig, LimitsConfig, map_sizes},
-    model::spec::Endpoint,
+    config::{FlowsConfig, LimitsConfig, SocketHookConfig, map_sizes},
+    model::{interfaces::Wanted, spec::Endpoint},
 };
 
 /// The eBPF object, built by this crate's build script.
@@ -60,13 +69,18 @@ pub struct Options {
     pub limits: LimitsConfig,
     /// Log diagnostic events.
     pub kernel_log: bool,
+    /// Attach TC programs by clsact, as before Linux 6.6, also where there is TCX. Not in the config: it
+    /// is there so that what old kernels need can be run on new ones.
+    pub clsact: bool,
 }
 
 /// The loaded data plane. Dropping it leaves programs, maps and links pinned and at work.
 pub struct DataPlane {
     ebpf: Ebpf,
     pins: Pins,
+    attacher: Attacher,
     tables: Tables,
+    socket_maps: SocketMaps,
     notes: Vec<String>,
 }
 
@@ -93,7 +107,9 @@ impl DataPlane {
         notes.append(&mut tables.reconcile()?);
         tables.set_udp_timeout(options.flows.udp_timeout)?;
         tables.forget_next_hops()?;
-        Ok(Self { ebpf, pins, tables, notes })
+        let socket_maps = SocketMaps::take(&mut ebpf)?;
+        let attacher = Attacher::new(options.clsact || clsact::needed());
+        Ok(Self { ebpf, pins, attacher, tables, socket_maps, notes })
     }
 
     /// What was found and repaired or kept on opening, a line each, for the log.
@@ -112,13 +128,25 @@ impl DataPlane {
             .map_err(|error| ApplyError::new("cannot read the programs' log", error))
     }
 
-    /// Attaches to exactly these interfaces: takes over pinned links in place, adds missing ones, and
-    /// detaches from interfaces that are not listed. One result for each interface, in order.
-    pub fn attach(
+    /// Attaches to exactly these devices: takes over pinned links in place, adds missing ones, and
+    /// detaches from everything else, also from a device of the same name that is another one. What is
+    /// attached already is left alone, so that this may be called at every change.
+    pub fn attach(&mut self, wanted: &[Wanted], effort: Effort) -> Attached {
+        self.attacher.attach(&mut self.ebpf, &self.pins, wanted, effort)
+    }
+
+    /// Attaches the socket hook as configured, in place of an earlier agent's, or detaches it. Returns
+    /// where it is attached.
+    ///
+    /// # Errors
+    ///
+    /// No cgroup2 file system; the kernel refuses a program or a link. A hook that was attached still is.
+    pub fn attach_socket_hook(
         &mut self,
-        interfaces: &[InterfaceConfig],
-    ) -> Vec<Result<Attachment, ApplyError>> {
-        attach::attach(&mut self.ebpf, &self.pins, interfaces)
+        config: &SocketHookConfig,
+    ) -> Result<Option<SocketHook>, ApplyError> {
+        let Self { ebpf, pins, tables, socket_maps, .. } = self;
+        socket_hook::attach(ebpf, pins, socket_maps, tables, config)
     }
 
     /// What the kernel holds.

@@ -1,8 +1,10 @@
 //! The pin directory: where maps, programs and links live between two agents.
 //!
 //! ```text
-//! PIN_DIR/abi-N/maps/NAME  .../programs/NAME  .../links/HOOK:INTERFACE
+//! PIN_DIR/abi-N/maps/NAME  .../programs/NAME  .../links/...
 //! ```
+//!
+//! [`super::links`] has the names of interfaces' links; PROGRAM:cgroup-ID is one of the socket hook.
 
 use std::{
     fs, io,
@@ -14,13 +16,16 @@ use std::{
 };
 
 use aya::{maps::MapInfo, programs::Program};
-use graylb_common::abi::ABI_VERSION;
+use graylb_common::{abi::ABI_VERSION, maps::SOCKET_PROGRAMS};
 use rustix::{
     fs::{FlockOperation, Mode, OFlags},
     mount::MountFlags,
 };
 
-use super::ApplyError;
+use super::{
+    ApplyError,
+    links::{Hook, LinkPin},
+};
 use crate::config::MapSize;
 
 /// Where BPF file systems are mounted by convention.
@@ -28,30 +33,6 @@ const BPFFS: &str = "/sys/fs/bpf";
 /// Magic number of a BPF file system (BPF_FS_MAGIC, include/uapi/linux/magic.h).
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 const ABI_PREFIX: &str = "abi-";
-
-/// A place in the kernel where a program hangs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Hook {
-    /// TC, in.
-    TcIn,
-    /// TC, out.
-    TcOut,
-    /// XDP.
-    Xdp,
-}
-
-impl Hook {
-    /// Every hook.
-    pub(super) const ALL: [Self; 3] = [Self::TcIn, Self::TcOut, Self::Xdp];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::TcIn => "tc_in",
-            Self::TcOut => "tc_out",
-            Self::Xdp => "xdp",
-        }
-    }
-}
 
 /// An open, locked pin directory.
 #[derive(Debug)]
@@ -87,10 +68,29 @@ impl Pins {
         self.maps().join(name)
     }
 
-    /// Where a link is pinned. A BPF file system takes no dots in names, interfaces do.
-    pub(super) fn link(&self, hook: Hook, interface: &str) -> PathBuf {
-        let interface = interface.replace('%', "%25").replace('.', "%2E");
-        self.root.join("links").join(format!("{}:{interface}", hook.name()))
+    /// The pin of a hook of an interface.
+    pub(super) fn link(&self, hook: Hook, clsact: bool, interface: &str) -> LinkPin {
+        LinkPin::new(&self.root.join("links"), hook, clsact, interface)
+    }
+
+    /// Every pinned link and marker.
+    pub(super) fn links(&self) -> Result<Vec<LinkPin>, ApplyError> {
+        let directory = self.root.join("links");
+        let names = names(&directory)?;
+        Ok(names.iter().filter_map(|name| LinkPin::parse(directory.join(name))).collect())
+    }
+
+    /// Pinned links and markers of an interface.
+    pub(super) fn links_of(&self, interface: &str) -> impl Iterator<Item = LinkPin> {
+        let any = [false, true].into_iter().flat_map(|by| Hook::ALL.map(|hook| (hook, by)));
+        any.map(move |(hook, clsact)| self.link(hook, clsact, interface))
+            .filter(|pin| fs::symlink_metadata(&pin.path).is_ok())
+    }
+
+    /// Where a link of the socket hook is pinned. The cgroup's number tells whether a pinned link is to
+    /// the cgroup that is wanted.
+    pub(super) fn socket_link(&self, program: &str, cgroup: u64) -> PathBuf {
+        self.root.join("links").join(format!("{program}:cgroup-{cgroup}"))
     }
 
     /// Checks the pinned maps against what this agent wants of them. A map of another size is kept, and
@@ -131,14 +131,44 @@ impl Pins {
         program.pin(&path).map_err(|error| ApplyError::new(tried(), error))
     }
 
-    /// Removes every pinned link but these, which detaches them.
-    pub(super) fn remove_other_links(&self, wanted: &[PathBuf]) {
-        let Ok(entries) = fs::read_dir(self.root.join("links")) else { return };
-        for path in entries.flatten().map(|entry| entry.path()) {
-            if !wanted.contains(&path)
-                && let Err(error) = fs::remove_file(&path)
+    /// Removes every pinned link of the socket hook but these, first what steers.
+    pub(super) fn remove_other_socket_links(&self, wanted: &[PathBuf]) -> Result<(), ApplyError> {
+        let links = self.socket_links()?;
+        links
+            .iter()
+            .filter(|path| !wanted.contains(path))
+            .for_each(|path| self.remove_socket_link(path));
+        Ok(())
+    }
+
+    /// Whether the socket hook is attached anywhere.
+    pub(super) fn has_socket_links(&self) -> Result<bool, ApplyError> {
+        self.socket_links().map(|links| !links.is_empty())
+    }
+
+    /// Every pinned link of the socket hook, first what steers.
+    fn socket_links(&self) -> Result<Vec<PathBuf>, ApplyError> {
+        let directory = self.root.join("links");
+        let names = link_names(&directory)?;
+        let of_sockets = names.iter().filter(|name| socket_program(name).is_some());
+        Ok(of_sockets.map(|name| directory.join(name)).collect())
+    }
+
+    /// Removes one pinned link of the socket hook.
+    pub(super) fn remove_socket_link(&self, path: &Path) {
+        if let Err(error) = fs::remove_file(path) {
+            tracing::warn!("cannot detach {}: {error}", path.display());
+        }
+    }
+
+    /// Removes the pins of programs that are not attached any more.
+    pub(super) fn remove_programs(&self, names: &[&str]) {
+        for name in names {
+            let path = self.root.join("programs").join(name);
+            if let Err(error) = fs::remove_file(&path)
+                && error.kind() != io::ErrorKind::NotFound
             {
-                tracing::warn!("cannot detach {}: {error}", path.display());
+                tracing::warn!("cannot remove {}: {error}", path.display());
             }
         }
     }
@@ -152,6 +182,20 @@ impl Pins {
             }
         }
     }
+}
+
+/// The place in [`SOCKET_PROGRAMS`] of the program that a pinned link is named after.
+fn socket_program(link: &str) -> Option<usize> {
+    let (program, _) = link.split_once(':')?;
+    SOCKET_PROGRAMS.iter().position(|name| *name == program)
+}
+
+/// Names in a directory of links in the order in which they are to be removed: those of the socket hook,
+/// first what steers, then those of interfaces.
+fn link_names(directory: &Path) -> Result<Vec<String>, ApplyError> {
+    let mut names = names(directory)?;
+    names.sort_by_key(|name| std::cmp::Reverse(socket_program(name)));
+    Ok(names)
 }
 
 /// What [`unload`] removed, a line each.
@@ -187,8 +231,13 @@ fn remove_all(base: &Path, removed: &mut UnloadReport) -> Result<(), ApplyError>
     for root in roots {
         for (kind, what) in [("links", "detached"), ("programs", "program"), ("maps", "map")] {
             let dir = root.join(kind);
-            for name in names(&dir)? {
-                remove(&dir.join(&name), fs::remove_file)?;
+            let found = if kind == "links" { link_names(&dir) } else { names(&dir) };
+            for name in found? {
+                let path = dir.join(&name);
+                match LinkPin::parse(path.clone()).filter(|_| kind == "links") {
+                    Some(link) => link.remove()?,
+                    None => remove(&path, fs::remove_file)?,
+                }
                 removed.push(format!("{what} {}", name.replace("%2E", ".").replace("%25", "%")));
             }
             if dir.exists() {

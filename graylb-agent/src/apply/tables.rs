@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     os::fd::AsFd as _,
     sync::{Arc, atomic::AtomicU32},
     time::{Duration, Instant},
@@ -13,12 +13,12 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{Array, IterableMap as _, Map, MapData, MapError, PerCpuArray, PerCpuValues},
 };
 use graylb_common::{
     backend::BackendCounters,
     maps,
-    service::{PROTOCOL_TCP, PROTOCOL_UDP, SELECT_TURNS, Service, ServiceKey, Slot, Turn},
+    service::{Service, Slot, Turn},
     settings::Settings,
     verdict::{ServiceDrops, VerdictCounters},
 };
@@ -29,18 +29,17 @@ use super::{
     batch,
     numbers::Numbers,
     regions::Regions,
+    services::ServiceMaps,
+    sources::SourceTable,
 };
 use crate::{
-    compile::{BackendImage, Change, Image, ServiceImage},
-    model::spec::{Endpoint, Protocol},
+    compile::{BackendImage, Change, Image, Select, ServiceImage},
+    model::{mode::Mode, spec::Endpoint},
 };
-
-type Services<A> = HashMap<MapData, ServiceKey<A>, Service>;
 
 /// graylb's maps, and what is in them.
 pub(super) struct Tables {
-    services_v4: Services<[u8; 4]>,
-    services_v6: Services<[u8; 16]>,
+    services: ServiceMaps,
     slots: Array<MapData, Slot>,
     turns: Array<MapData, Turn>,
     backends: Backends,
@@ -51,6 +50,7 @@ pub(super) struct Tables {
     entries: BTreeMap<Endpoint, Service>,
     service_ids: Numbers,
     regions: Regions,
+    sources: SourceTable,
     /// Services per family and slots that fit.
     services_limit: u32,
     slots_limit: u32,
@@ -58,6 +58,7 @@ pub(super) struct Tables {
     v4_services: u32,
 }
 
+/// Takes a map out of the loaded object.
 pub(super) fn take<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, ApplyError>
 where
     M: TryFrom<Map, Error = MapError>,
@@ -77,8 +78,7 @@ impl Tables {
         let services_limit = turns.len() / maps::TURNS_PER_SERVICE;
         let slots_limit = slots.len();
         Ok(Self {
-            services_v4: take(ebpf, maps::SERVICES_V4)?,
-            services_v6: take(ebpf, maps::SERVICES_V6)?,
+            services: ServiceMaps::take(ebpf)?,
             slots,
             turns,
             backends: Backends::take(ebpf)?,
@@ -89,6 +89,7 @@ impl Tables {
             entries: BTreeMap::new(),
             service_ids: Numbers::new(services_limit * maps::IDS_PER_SERVICE, &BTreeSet::new()),
             regions: Regions::new(slots_limit, []),
+            sources: SourceTable::take(ebpf)?,
             services_limit,
             slots_limit,
             v4_services: 0,
@@ -108,7 +109,7 @@ impl Tables {
     pub(super) fn reconcile(&mut self) -> Result<Vec<String>, ApplyError> {
         let mut notes = Vec::new();
         let mut in_force = BTreeMap::new();
-        for (endpoint, entry) in self.read_services()? {
+        for (endpoint, entry) in self.services.read()? {
             match self.read_image(&endpoint, &entry) {
                 Ok((image, indices)) => {
                     in_force.extend(indices);
@@ -116,7 +117,7 @@ impl Tables {
                     self.entries.insert(endpoint, entry);
                 }
                 Err(why) => {
-                    self.remove_service(&endpoint)?;
+                    self.services.remove(&endpoint)?;
                     notes.push(format!(
                         "service {endpoint} in the kernel was damaged ({why}) and taken out"
                     ));
@@ -128,30 +129,16 @@ impl Tables {
         self.v4_services = self.entries.keys().filter(|e| e.address.is_ipv4()).count() as u32;
         let ids = self.entries.values().map(|entry| entry.id).collect();
         self.service_ids = Numbers::new(self.services_limit * maps::IDS_PER_SERVICE, &ids);
-        self.backends.reconcile(&in_force, &ids)?;
+        self.backends.reconcile(&in_force, &ids, &mut self.sources)?;
+        self.sources.settle(&self.backends.source_places());
         if !self.entries.is_empty() {
             notes.push(format!("took over {} services from the pinned maps", self.entries.len()));
         }
         Ok(notes)
     }
 
-    fn read_services(&self) -> Result<Vec<(Endpoint, Service)>, ApplyError> {
-        let mut services = Vec::new();
-        for item in self.services_v4.iter() {
-            let (key, entry) = item.map_err(|error| read_error(maps::SERVICES_V4, error))?;
-            services
-                .extend(endpoint(key.address.into(), key.port, key.protocol).map(|e| (e, entry)));
-        }
-        for item in self.services_v6.iter() {
-            let (key, entry) = item.map_err(|error| read_error(maps::SERVICES_V6, error))?;
-            services
-                .extend(endpoint(key.address.into(), key.port, key.protocol).map(|e| (e, entry)));
-        }
-        Ok(services)
-    }
-
     fn read_image(
-        &self,
+        &mut self,
         endpoint: &Endpoint,
         entry: &Service,
     ) -> Result<(ServiceImage, BTreeMap<Identity, u32>), String> {
@@ -159,7 +146,16 @@ impl Tables {
         if end.is_none_or(|end| end > self.slots_limit) {
             return Err(format!("slots {} + {}", entry.slots_start, entry.slots_count));
         }
-        let mut image = ServiceImage { pool: entry.pool, backends: Vec::new(), slots: Vec::new() };
+        let select = Select::from_abi(entry.select, entry.prefix)
+            .ok_or_else(|| format!("select {} by prefix {}", entry.select, entry.prefix))?;
+        let mut image = ServiceImage {
+            pool: entry.pool,
+            select,
+            salt: entry.salt,
+            mode: Mode::Nat,
+            backends: Vec::new(),
+            slots: Vec::new(),
+        };
         let mut places = BTreeMap::new();
         let mut indices = BTreeMap::new();
         for place in entry.slots_start..entry.slots_start + entry.slots_count {
@@ -169,16 +165,26 @@ impl Tables {
                 continue;
             }
             let backend = self.backends.entry(slot.backend).map_err(|error| error.to_string())?;
+            let mode = self.sources.mode(&backend)?;
             let address = backend_address(&backend)
-                .filter(|address| address.is_ipv4() == endpoint.address.is_ipv4())
+                .filter(|address| {
+                    let same_family = address.is_ipv4() == endpoint.address.is_ipv4();
+                    same_family || matches!(mode, Mode::Ipip(_))
+                })
                 .filter(|_| backend.service == entry.id)
                 .ok_or_else(|| format!("slot {place} leads to backend {}", slot.backend))?;
+            if image.backends.is_empty() {
+                image.mode = mode.clone();
+            } else if image.mode != mode {
+                return Err(format!("slot {place} leads to a backend of another mode"));
+            }
             let known = image.backends.len() as u32;
             places.insert(slot.backend, known);
             image.slots.push(known);
             let weight = u16::try_from(backend.weight).unwrap_or(u16::MAX);
             image.backends.push(BackendImage { address, weight });
-            indices.insert((entry.id, backend.pool, address), slot.backend);
+            let identity = Identity { service: entry.id, pool: backend.pool, address, mode };
+            indices.insert(identity, slot.backend);
         }
         Ok((image, indices))
     }
@@ -214,8 +220,7 @@ impl Tables {
         let generation = old.map_or(0, |entry| entry.generation) + 1;
         let mut indices = Vec::with_capacity(image.backends.len());
         for backend in &image.backends {
-            let in_force = || in_force(&self.entries, &self.image);
-            indices.push(self.backends.put(id, image.pool, backend, in_force)?);
+            indices.push(self.put_backend(id, image, backend)?);
         }
         let now = Instant::now();
         let count = image.slots.len() as u32;
@@ -228,6 +233,7 @@ impl Tables {
         };
         // The generation before this one steps through the other counter.
         let turn = id * 2 + (generation % 2) as u32;
+        let (select, prefix) = image.select.to_abi();
         let entry = Service {
             generation,
             id,
@@ -235,16 +241,16 @@ impl Tables {
             slots_start: start,
             slots_count: count,
             turn,
-            select: SELECT_TURNS,
-            prefix: 0,
+            select,
+            prefix,
             reserved: 0,
-            salt: 0,
+            salt: image.salt,
             reserved2: 0,
         };
         let written = self
             .write_slots(start, &indices, &image.slots)
             .and_then(|()| set(&mut self.turns, maps::TURNS, turn, Turn { next: 0 }))
-            .and_then(|()| self.write_service(&endpoint, entry));
+            .and_then(|()| self.services.write(&endpoint, entry));
         if let Err(error) = written {
             self.regions.give_back(start, count, now);
             return Err(error);
@@ -260,7 +266,7 @@ impl Tables {
     }
 
     fn remove(&mut self, endpoint: &Endpoint) -> Result<(), ApplyError> {
-        self.remove_service(endpoint)?;
+        self.services.remove(endpoint)?;
         if let Some(entry) = self.entries.remove(endpoint) {
             self.regions.give_back(entry.slots_start, entry.slots_count, Instant::now());
             self.v4_services -= u32::from(endpoint.address.is_ipv4());
@@ -296,43 +302,44 @@ impl Tables {
         written.map(|()| id)
     }
 
+    /// The backend's index, where its entry is as it should be.
+    fn put_backend(
+        &mut self,
+        service: u32,
+        image: &ServiceImage,
+        backend: &BackendImage,
+    ) -> Result<u32, ApplyError> {
+        let Self { entries, image: installed, backends, sources, .. } = self;
+        // Those of this change lead nowhere yet, and are not to be displaced either.
+        let keep = || {
+            let mut keep = in_force(entries, installed);
+            keep.extend(image.backends.iter().map(|backend| Identity::of(service, image, backend)));
+            keep
+        };
+        let place = match image.mode.sources() {
+            Some(list) => sources.place(list, || {
+                backends.release(&keep())?;
+                Ok(backends.source_places())
+            })?,
+            None => (0, 0),
+        };
+        backends.put(Identity::of(service, image, backend), backend.weight, place, keep)
+    }
+
     fn write_slots(
         &mut self,
         start: u32,
         indices: &[u32],
         slots: &[u32],
     ) -> Result<(), ApplyError> {
-        for (place, &slot) in (start..).zip(slots) {
-            let backend = *indices.get(slot as usize).ok_or_else(|| {
-                ApplyError::text(format!("slot {slot} of {} backends", indices.len()))
-            })?;
-            set(&mut self.slots, maps::SLOTS, place, Slot { backend })?;
-        }
-        Ok(())
-    }
-
-    fn write_service(&mut self, endpoint: &Endpoint, entry: Service) -> Result<(), ApplyError> {
-        match endpoint.address.ip() {
-            IpAddr::V4(ip) => self
-                .services_v4
-                .insert(key(ip.octets(), endpoint), entry, 0)
-                .map_err(|error| write_error(maps::SERVICES_V4, error)),
-            IpAddr::V6(ip) => self
-                .services_v6
-                .insert(key(ip.octets(), endpoint), entry, 0)
-                .map_err(|error| write_error(maps::SERVICES_V6, error)),
-        }
-    }
-
-    fn remove_service(&mut self, endpoint: &Endpoint) -> Result<(), ApplyError> {
-        let removed = match endpoint.address.ip() {
-            IpAddr::V4(ip) => self.services_v4.remove(&key(ip.octets(), endpoint)),
-            IpAddr::V6(ip) => self.services_v6.remove(&key(ip.octets(), endpoint)),
-        };
-        match removed {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(error) => Err(ApplyError::new(format!("cannot remove service {endpoint}"), error)),
-        }
+        let led = slots.iter().map(|&slot| match indices.get(slot as usize) {
+            Some(&backend) => Ok(Slot { backend }),
+            None => Err(ApplyError::text(format!("slot {slot} of {} backends", indices.len()))),
+        });
+        let led = led.collect::<Result<Vec<_>, _>>()?;
+        let places: Vec<u32> = (start..).take(led.len()).collect();
+        batch::update(self.slots.map().fd().as_fd(), &places, &led)
+            .map_err(|error| write_error(maps::SLOTS, error))
     }
 
     pub(super) fn set_udp_timeout(&mut self, timeout: Duration) -> Result<(), ApplyError> {
@@ -395,13 +402,18 @@ impl Tables {
         self.backends.end()
     }
 
+    /// Counts the socket hook's connected sockets from zero.
+    pub(super) fn forget_sockets(&mut self) -> Result<(), ApplyError> {
+        self.backends.forget_sockets()
+    }
+
     pub(super) fn backend_indices(
         &self,
         endpoint: &Endpoint,
     ) -> impl Iterator<Item = (u32, SocketAddr, u32)> {
         let entry = self.entries.get(endpoint);
         let mine = entry.into_iter().flat_map(|entry| self.backends.of_service(entry.id));
-        mine.map(|((_, pool, address), index)| (pool, address, index))
+        mine.map(|(identity, index)| (identity.pool, identity.address, index))
     }
 
     pub(super) fn backend_counters(
@@ -409,17 +421,19 @@ impl Tables {
         endpoint: &Endpoint,
     ) -> Result<Vec<(u32, SocketAddr, BackendCounters)>, ApplyError> {
         let Some(entry) = self.entries.get(endpoint) else { return Ok(Vec::new()) };
-        let mine = self.backends.of_service(entry.id);
-        mine.map(|((_, pool, address), index)| Ok((pool, address, self.backends.counters(index)?)))
-            .collect()
+        let mut counters: BTreeMap<(u32, SocketAddr), BackendCounters> = BTreeMap::new();
+        for (Identity { pool, address, .. }, index) in self.backends.of_service(entry.id) {
+            counters.entry((*pool, *address)).or_default().add(&self.backends.counters(index)?);
+        }
+        Ok(counters.into_iter().map(|((pool, address), total)| (pool, address, total)).collect())
     }
 }
 
 /// The backends that services lead to.
 fn in_force(entries: &BTreeMap<Endpoint, Service>, image: &Image) -> BTreeSet<Identity> {
     let services = entries.iter().filter_map(|(endpoint, entry)| {
-        let of = |backend: &BackendImage| (entry.id, entry.pool, backend.address);
-        Some(image.get(endpoint)?.backends.iter().map(of))
+        let image = image.get(endpoint)?;
+        Some(image.backends.iter().map(|backend| Identity::of(entry.id, image, backend)))
     });
     services.flatten().collect()
 }
@@ -433,7 +447,7 @@ pub(super) fn set<V: aya::Pod>(
     map.set(index, value, 0).map_err(|error| write_error(name, error))
 }
 
-pub(super) fn write_error(map: &str, error: MapError) -> ApplyError {
+pub(super) fn write_error(map: &str, error: impl std::error::Error) -> ApplyError {
     ApplyError::new(format!("the kernel refused a write to map {map}"), error)
 }
 
@@ -445,29 +459,4 @@ pub(super) fn full(map: &str, size: u32, option: &str) -> ApplyError {
     ApplyError::text(format!(
         "map {map} is full: all of its {size} entries are in use; raise {option}, `graylb unload` and start again"
     ))
-}
-
-const fn protocol_number(protocol: Protocol) -> u8 {
-    match protocol {
-        Protocol::Tcp => PROTOCOL_TCP,
-        Protocol::Udp => PROTOCOL_UDP,
-    }
-}
-
-const fn key<A>(address: A, endpoint: &Endpoint) -> ServiceKey<A> {
-    ServiceKey {
-        address,
-        port: endpoint.address.port(),
-        protocol: protocol_number(endpoint.protocol),
-        reserved: 0,
-    }
-}
-
-fn endpoint(address: IpAddr, port: u16, protocol: u8) -> Option<Endpoint> {
-    let protocol = match protocol {
-        PROTOCOL_TCP => Protocol::Tcp,
-        PROTOCOL_UDP => Protocol::Udp,
-        _ => return None,
-    };
-    Some(Endpoint { address: SocketAddr::new(address, port), protocol })
 }

@@ -30,7 +30,7 @@ fn summary(text: &mut String, config: &Config) -> std::fmt::Result {
     writeln!(text, "pools:")?;
     for (name, pool) in &config.spec.pools {
         let probe = if pool.probe.is_some() { "probed" } else { "not probed" };
-        writeln!(text, "  {name}  {} backends, {probe}", pool.backends.len())?;
+        writeln!(text, "  {name}  {} backends, {}, {probe}", pool.backends.len(), pool.balance)?;
     }
     let cpus = possible_cpus() as u64;
     writeln!(text, "kernel memory, about ({cpus} possible CPUs):")?;

@@ -52,9 +52,10 @@ async fn serve(config: Config, path: &Path) -> Exit {
     };
     let context = Context { daemon: started.handle.clone(), token, listen: api.listen };
     let server = tokio::spawn(api::serve(listener, api::router(context)));
-    let reloads = tokio::spawn(reload_on_hangup(started.handle));
+    let reloads = tokio::spawn(reload_on_hangup(started.handle.clone()));
     info!("API on http://{}", api.listen);
-    started.daemon.run(started.commands, started.observations, asked_to_stop()).await;
+    let daemon::Started { daemon, commands, observations, network, .. } = started;
+    daemon.run(commands, observations, network, asked_to_stop()).await;
     server.abort();
     reloads.abort();
     Exit::Done

@@ -3,6 +3,7 @@
 use std::fmt::{self, Write as _};
 
 use crate::{
+    apply::{Attachment, SocketHook},
     daemon::{FormerPool, ServiceReport, StatusReport},
     model::health::HealthState,
 };
@@ -21,7 +22,12 @@ fn write(text: &mut String, report: &StatusReport) -> fmt::Result {
         report.version, report.pid, report.uptime_seconds, report.config, report.pin_dir
     )?;
     for interface in &report.interfaces {
-        writeln!(text, "{} by {}: {}", interface.interface, interface.hook, interface.reason)?;
+        let Attachment { interface, pattern, hook, reason } = interface;
+        let by = if pattern == interface { String::new() } else { format!(" ({pattern:?})") };
+        writeln!(text, "{interface}{by} by {hook}: {reason}")?;
+    }
+    if let Some(SocketHook { cgroup, reason }) = &report.socket_hook {
+        writeln!(text, "socket hook at {}: {reason}", cgroup.display())?;
     }
     for problem in &report.problems {
         writeln!(text, "PROBLEM: {problem}")?;
@@ -72,8 +78,8 @@ fn write_service(text: &mut String, service: &ServiceReport) -> fmt::Result {
     };
     writeln!(
         text,
-        "\n{}  {}/{}  -> {} ({origin}), {generation}",
-        service.name, service.address, service.protocol, service.pool
+        "\n{}  {}/{}  -> {} ({origin}), {}, {generation}",
+        service.name, service.address, service.protocol, service.pool, service.balance
     )?;
     if service.last_good_kept {
         writeln!(text, "  NOBODY IS UP: the last backends that were good stay in force")?;

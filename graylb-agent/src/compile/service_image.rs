@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use crate::model::spec::Endpoint;
+use super::Select;
+use crate::model::{mode::Mode, spec::Endpoint};
 
 /// All services in the kernel.
 pub type Image = BTreeMap<Endpoint, ServiceImage>;
@@ -12,18 +13,28 @@ pub type Image = BTreeMap<Endpoint, ServiceImage>;
 pub struct ServiceImage {
     /// [`pool_number`] of the pool in force.
     pub pool: u32,
+    /// How the packet path chooses among the slots.
+    pub select: Select,
+    /// [`super::salt`] of the endpoint.
+    pub salt: u32,
     /// The pool's backends that take new flows, in the order of the spec.
     pub backends: Vec<BackendImage>,
-    /// Indices into `backends`: what the packet path steps through.
+    /// How packets get to them and back.
+    pub mode: Mode,
+    /// Indices into `backends`: what the packet path chooses among.
     pub slots: Vec<u32>,
 }
 
 impl ServiceImage {
-    /// Whether both route alike: same pool, and slot by slot the same backend. The order in which
-    /// backends are listed does not matter.
+    /// Whether both route alike: same pool and mode, same way to choose, and slot by slot the same
+    /// backend. The order in which backends are listed does not matter.
     #[must_use]
     pub fn routes_like(&self, other: &Self) -> bool {
-        self.pool == other.pool && self.routes().eq(other.routes())
+        self.pool == other.pool
+            && self.mode == other.mode
+            && self.select == other.select
+            && self.salt == other.salt
+            && self.routes().eq(other.routes())
     }
 
     fn routes(&self) -> impl Iterator<Item = Option<&BackendImage>> {

@@ -75,6 +75,7 @@ pub fn map_sizes(flows: &FlowsConfig, limits: &LimitsConfig) -> Vec<MapSize> {
         array::<Backend>(maps::BACKENDS, limits.backends),
         per_cpu_array::<BackendCounters>(maps::BACKEND_STATS, limits.backends),
         array::<Active>(maps::ACTIVE, limits.backends),
+        array::<Active>(maps::SOCKET_ACTIVE, limits.backends),
         per_cpu_array::<ServiceDrops>(maps::SERVICE_DROPS, limits.services * maps::IDS_PER_SERVICE),
         array::<Source>(maps::SOURCES, limits.sources),
         hash::<FlowKey<V4>, Flow<V4>>(maps::TCP_V4, flows.tcp),

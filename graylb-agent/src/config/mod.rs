@@ -2,8 +2,10 @@
 //!
 //! Every mistake in a file is reported at once, with its place. Nothing is read but the file itself.
 
+mod balance;
 pub mod diagnostic;
 mod memory;
+mod mode;
 mod read;
 mod services;
 mod settings;
@@ -26,13 +28,15 @@ use self::{
     diagnostic::{Report, Severity},
     read::Section,
 };
+pub use crate::model::interfaces::{AttachMode, InterfaceConfig};
 use crate::model::{ageing::Timeouts, spec::Spec};
 
 /// Longest config file, in bytes.
 const MAX_FILE_LEN: u64 = 64 << 20;
 
 /// Tables at the top of the file.
-const TOP_KEYS: &[&str] = &["agent", "api", "flows", "limits", "interfaces", "services", "pools"];
+const TOP_KEYS: &[&str] =
+    &["agent", "api", "flows", "limits", "interfaces", "socket_hook", "services", "pools"];
 
 /// Every option, by the table that it is in; docs/config.md has a line for each.
 pub const OPTIONS: &[(&str, &[&str])] = &[
@@ -41,31 +45,20 @@ pub const OPTIONS: &[(&str, &[&str])] = &[
     ("flows", settings::FLOWS_KEYS),
     ("limits", settings::LIMITS_KEYS),
     ("interfaces.NAME", settings::INTERFACE_KEYS),
+    ("socket_hook", settings::SOCKET_HOOK_KEYS),
     ("services.NAME", services::SERVICE_KEYS),
     ("pools.NAME", services::POOL_KEYS),
     ("pools.NAME.backends[]", services::BACKEND_KEYS),
     ("pools.NAME.probe", services::PROBE_KEYS),
 ];
 
-/// How graylb attaches to an interface.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum AttachMode {
-    /// TC on loopback, veth and other virtual devices; native XDP on a NIC whose driver takes it, else TC.
-    #[default]
-    Auto,
-    /// TC (TCX).
-    Tc,
-    /// Native XDP, and TC on the way out.
-    Xdp,
-}
-
-/// An interface that graylb attaches to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InterfaceConfig {
-    /// Its name, 1 to 15 bytes.
-    pub name: String,
-    /// How.
-    pub attach: AttachMode,
+/// The hook at sockets of clients on this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SocketHookConfig {
+    /// Whether it is attached.
+    pub enabled: bool,
+    /// The cgroup whose processes it is for; without it the root of the first cgroup2 mount.
+    pub cgroup: Option<PathBuf>,
 }
 
 /// The agent's own settings.
@@ -133,8 +126,10 @@ pub struct Config {
     pub agent: AgentConfig,
     /// The API's settings.
     pub api: ApiConfig,
-    /// Where to attach; not empty, no name twice.
+    /// Where to attach; not empty, no two that hold for an interface equally.
     pub interfaces: Vec<InterfaceConfig>,
+    /// The socket hook.
+    pub socket_hook: SocketHookConfig,
     /// Flow tables.
     pub flows: FlowsConfig,
     /// The other tables.
@@ -180,13 +175,16 @@ impl Config {
         let top = Section::top(&table);
         top.refuse_unknown(TOP_KEYS, &mut report);
         let interfaces = settings::interfaces(&top, &mut report);
+        let limits = settings::limits(&top, &mut report);
+        let socket_hook = settings::socket_hook(&top, &mut report);
         let config = Self {
             agent: settings::agent(&top, &mut report),
             api: settings::api(&top, &mut report),
             flows: settings::flows(&top, &mut report),
-            limits: settings::limits(&top, &mut report),
-            spec: services::spec(&top, &interfaces, &mut report),
+            spec: services::spec(&top, &interfaces, &socket_hook, &limits, &mut report),
+            limits,
             interfaces,
+            socket_hook,
         };
         report.finish().map(|warnings| (config, warnings))
     }

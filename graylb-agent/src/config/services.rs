@@ -9,8 +9,9 @@ use std::{
 use toml::{Spanned, de::DeValue};
 
 use super::{
-    InterfaceConfig,
+    InterfaceConfig, LimitsConfig, SocketHookConfig, balance,
     diagnostic::{Report, Span, did_you_mean},
+    mode,
     read::{At, Section, integer, string},
 };
 use crate::model::spec::{
@@ -21,7 +22,17 @@ use crate::model::spec::{
 /// Options of `[services.NAME]`.
 pub(super) const SERVICE_KEYS: &[&str] = &["address", "protocol", "aliases", "default_pool"];
 /// Options of `[pools.NAME]`.
-pub(super) const POOL_KEYS: &[&str] = &["backends", "probe"];
+pub(super) const POOL_KEYS: &[&str] = &[
+    "backends",
+    "mode",
+    "sources",
+    "source_ports",
+    "balance",
+    "maglev_size",
+    "sticky_prefix_v4",
+    "sticky_prefix_v6",
+    "probe",
+];
 /// Options of a backend written as a table.
 pub(super) const BACKEND_KEYS: &[&str] = &["address", "weight"];
 /// Options of `probe`.
@@ -47,6 +58,8 @@ struct ServicePlaces {
 pub(super) fn spec(
     top: &Section<'_>,
     interfaces: &[InterfaceConfig],
+    socket_hook: &SocketHookConfig,
+    limits: &LimitsConfig,
     report: &mut Report<'_>,
 ) -> Spec {
     let mut spec = Spec::default();
@@ -59,8 +72,10 @@ pub(super) fn spec(
             spec.pools.insert(name, pool);
         }
     }
+    let all_pools: Vec<String> =
+        tables_quietly(top, "pools").into_iter().map(|((text, _), _)| text).collect();
     for ((text, span), section) in tables(top, "services", report) {
-        let service = service(&section, &span, report);
+        let service = service(&section, &span, &all_pools, report);
         if let Some(name) = name(&text, &span, report)
             && let Some((service, at)) = service
         {
@@ -71,9 +86,9 @@ pub(super) fn spec(
     if spec.services.is_empty() && top.value("services").is_none() {
         report.error(&(0..0), "no service: write a table such as [services.shop]");
     }
-    let all_pools: Vec<String> =
-        tables_quietly(top, "pools").into_iter().map(|((text, _), _)| text).collect();
-    check_services(&spec, &places, &all_pools, interfaces, report);
+    let on_loopback = interfaces.iter().any(|interface| interface.pattern.matches("lo"));
+    check_services(&spec, &places, on_loopback || socket_hook.enabled, report);
+    balance::check_slots(&spec, limits, report);
     spec
 }
 
@@ -104,6 +119,7 @@ fn name(text: &str, span: &Span, report: &mut Report<'_>) -> Option<Name> {
 fn service(
     section: &Section<'_>,
     name: &Span,
+    all_pools: &[String],
     report: &mut Report<'_>,
 ) -> Option<(ServiceSpec, ServicePlaces)> {
     section.refuse_unknown(SERVICE_KEYS, report);
@@ -116,6 +132,7 @@ fn service(
     }
     let (pool, pool_span) = default_pool?;
     let default_pool = self::name(&pool, &pool_span, report)?;
+    check_pool_exists(&pool, &pool_span, all_pools, report);
     let places = ServicePlaces {
         name: name.clone(),
         default_pool: pool_span,
@@ -127,6 +144,20 @@ fn service(
         default_pool,
     };
     Some((service, places))
+}
+
+/// Whether there is a pool of this name. One that has a mistake of its own is reported there.
+fn check_pool_exists(pool: &str, span: &Span, all_pools: &[String], report: &mut Report<'_>) {
+    if all_pools.iter().any(|known| known == pool) {
+        return;
+    }
+    let hint = did_you_mean(pool, all_pools.iter().map(String::as_str));
+    let there = if all_pools.is_empty() {
+        "there are none".to_owned()
+    } else {
+        format!("there are {}", all_pools.join(", "))
+    };
+    report.error(span, format!("there is no pool {pool}: {there}{hint}"));
 }
 
 fn address(section: &Section<'_>, report: &mut Report<'_>) -> Option<SocketAddr> {
@@ -170,11 +201,13 @@ fn aliases(section: &Section<'_>, report: &mut Report<'_>) -> Vec<At<String>> {
 
 fn pool(section: &Section<'_>, report: &mut Report<'_>) -> Option<PoolSpec> {
     section.refuse_unknown(POOL_KEYS, report);
+    let balance = balance::balance(section, report);
     let probe = section.section("probe", report).map(|probe| self::probe(&probe, report));
     if section.value("backends").is_none() {
         section.missing("backends", "[\"ADDRESS:PORT\", …]", report);
         return None;
     }
+    let mode = mode::mode(section, report);
     let listed = section.array("backends", report)?;
     let backends: Vec<_> = listed
         .iter()
@@ -184,9 +217,10 @@ fn pool(section: &Section<'_>, report: &mut Report<'_>) -> Option<PoolSpec> {
         return None;
     }
     let span = section.value("backends").map_or(section.span(), Spanned::span);
-    PoolSpec::new(backends, probe)
+    let pool = PoolSpec::new(backends, mode?, probe)
         .map_err(|error| report.error(&span, format!("{}: {error}", section.name("backends"))))
-        .ok()
+        .ok()?;
+    balance::apply(pool, balance, section, report)
 }
 
 fn backend(
@@ -320,13 +354,8 @@ fn status_range(value: &Spanned<DeValue<'_>>) -> Option<(u16, u16)> {
     (100 <= low && low <= high && high <= 599).then_some((low, high))
 }
 
-fn check_services(
-    spec: &Spec,
-    places: &Places,
-    all_pools: &[String],
-    interfaces: &[InterfaceConfig],
-    report: &mut Report<'_>,
-) {
+/// `local`: whether clients on this host reach services on loopback addresses.
+fn check_services(spec: &Spec, places: &Places, local: bool, report: &mut Report<'_>) {
     let mut endpoints: BTreeMap<Endpoint, &Name> = BTreeMap::new();
     let mut aliases: BTreeMap<&str, &Name> = BTreeMap::new();
     for (name, service) in &spec.services {
@@ -342,28 +371,11 @@ fn check_services(
                 report.error(span, format!("alias {alias:?} is of service {other} already"));
             }
         }
-        match spec.pools.get(&service.default_pool) {
-            Some(pool) => check_pool(name, service, pool, &at.default_pool, report),
-            // A pool that is there but has a mistake of its own is reported there.
-            None if all_pools.iter().any(|pool| pool == service.default_pool.as_str()) => {}
-            None => {
-                let hint = did_you_mean(
-                    service.default_pool.as_str(),
-                    all_pools.iter().map(String::as_str),
-                );
-                let there = if all_pools.is_empty() {
-                    "there are none".to_owned()
-                } else {
-                    format!("there are {}", all_pools.join(", "))
-                };
-                report.error(
-                    &at.default_pool,
-                    format!("there is no pool {}: {there}{hint}", service.default_pool),
-                );
-            }
+        if let Some(pool) = spec.pools.get(&service.default_pool) {
+            check_pool(name, service, pool, &at.default_pool, report);
         }
         let loopback = service.endpoint.address.ip().is_loopback();
-        if loopback && !interfaces.iter().any(|interface| interface.name == "lo") {
+        if loopback && !local {
             report.warning(&at.name, format!("service {name} is on the loopback address {}, but [interfaces.lo] is missing: nobody will reach it", service.endpoint.address));
         }
     }

@@ -1,4 +1,4 @@
-//! Sections `agent`, `api`, `flows`, `limits` and `interfaces`.
+//! Sections `agent`, `api`, `flows`, `limits`, `interfaces` and `socket_hook`.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -6,9 +6,11 @@ use graylb_common::maps;
 
 use super::{
     AgentConfig, ApiConfig, AttachMode, FlowsConfig, InterfaceConfig, LimitsConfig,
+    SocketHookConfig,
     diagnostic::{Report, did_you_mean},
     read::Section,
 };
+use crate::model::interfaces::Pattern;
 
 /// Options of `[agent]`.
 pub(super) const AGENT_KEYS: &[&str] = &["pin_dir", "state_file", "log", "kernel_log"];
@@ -30,9 +32,9 @@ pub(super) const FLOWS_KEYS: &[&str] = &[
 pub(super) const LIMITS_KEYS: &[&str] = &["services", "slots", "backends", "sources"];
 /// Options of `[interfaces.NAME]`.
 pub(super) const INTERFACE_KEYS: &[&str] = &["attach"];
+/// Options of `[socket_hook]`.
+pub(super) const SOCKET_HOOK_KEYS: &[&str] = &["enabled", "cgroup"];
 
-/// Longest interface name (IFNAMSIZ less the final zero, include/uapi/linux/if.h).
-const MAX_INTERFACE_NAME: usize = 15;
 /// Entries of a flow table.
 const FLOW_ENTRIES: std::ops::RangeInclusive<u32> = 1024..=1 << 24;
 type Durations = std::ops::RangeInclusive<Duration>;
@@ -97,20 +99,10 @@ pub(super) fn agent(top: &Section<'_>, report: &mut Report<'_>) -> AgentConfig {
     let mut config = AgentConfig::default();
     let Some(section) = top.section("agent", report) else { return config };
     section.refuse_unknown(AGENT_KEYS, report);
-    let path = |key: &str, report: &mut Report<'_>| -> Option<PathBuf> {
-        let (text, span) = section.string(key, report)?;
-        if !text.starts_with('/') {
-            report.error(
-                &span,
-                format!("{} = {text:?} is no absolute path: start it with /", section.name(key)),
-            );
-        }
-        Some(text.into())
-    };
-    if let Some(pin_dir) = path("pin_dir", report) {
+    if let Some(pin_dir) = absolute_path(&section, "pin_dir", report) {
         config.pin_dir = pin_dir;
     }
-    if let Some(state_file) = path("state_file", report) {
+    if let Some(state_file) = absolute_path(&section, "state_file", report) {
         config.state_file = state_file;
     }
     if let Some((filter, span)) = section.string("log", report) {
@@ -121,6 +113,17 @@ pub(super) fn agent(top: &Section<'_>, report: &mut Report<'_>) -> AgentConfig {
     }
     config.kernel_log = section.boolean("kernel_log", report).unwrap_or(config.kernel_log);
     config
+}
+
+fn absolute_path(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Option<PathBuf> {
+    let (text, span) = section.string(key, report)?;
+    if !text.starts_with('/') {
+        report.error(
+            &span,
+            format!("{} = {text:?} is no absolute path: start it with /", section.name(key)),
+        );
+    }
+    Some(text.into())
 }
 
 pub(super) fn api(top: &Section<'_>, report: &mut Report<'_>) -> ApiConfig {
@@ -186,16 +189,36 @@ pub(super) fn interfaces(top: &Section<'_>, report: &mut Report<'_>) -> Vec<Inte
             "no interface: write a table such as [interfaces.lo] for each interface that clients or backends are behind",
         );
     }
-    let mut interfaces = Vec::new();
+    let mut interfaces: Vec<InterfaceConfig> = Vec::new();
     for ((name, span), section) in listed {
         section.refuse_unknown(INTERFACE_KEYS, report);
-        if name.is_empty() || name.len() > MAX_INTERFACE_NAME || name.contains(['/', ' ', ':']) {
-            report.error(&span, format!("{name:?} is no interface name: 1 to {MAX_INTERFACE_NAME} characters, none of / : or space"));
-        }
         let attach = attach_mode(&section, report);
-        interfaces.push(InterfaceConfig { name, attach });
+        let pattern = match Pattern::new(&name) {
+            Ok(pattern) => pattern,
+            Err(error) => {
+                report.error(&span, error.to_string());
+                continue;
+            }
+        };
+        for other in &interfaces {
+            if let Some(both) = pattern.tie(&other.pattern) {
+                report.error(&span, format!("[interfaces.{:?}] and [interfaces.{name:?}] are equally good for an interface such as {both}: the more plain characters the better, then the more ?; make one of them more exact", other.pattern.as_str()));
+            }
+        }
+        interfaces.push(InterfaceConfig { pattern, attach });
     }
     interfaces
+}
+
+pub(super) fn socket_hook(top: &Section<'_>, report: &mut Report<'_>) -> SocketHookConfig {
+    let Some(section) = top.section("socket_hook", report) else {
+        return SocketHookConfig::default();
+    };
+    section.refuse_unknown(SOCKET_HOOK_KEYS, report);
+    SocketHookConfig {
+        enabled: section.boolean("enabled", report).unwrap_or(false),
+        cgroup: absolute_path(&section, "cgroup", report),
+    }
 }
 
 fn attach_mode(section: &Section<'_>, report: &mut Report<'_>) -> AttachMode {

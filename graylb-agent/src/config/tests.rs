@@ -1,7 +1,12 @@
+//! Configs that are read, and every way in which one is refused.
+
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::spec::{Name, ProbeKind};
+use crate::model::{
+    balance::{Balance, Prefixes, TableSize},
+    spec::{Name, ProbeKind},
+};
 
 const GOOD: &str = r#"
 [interfaces.lo]
@@ -49,6 +54,9 @@ udp_timeout = "1 minute"
 attach = "xdp-generic"
 [interfaces.a-name-that-is-too-long]
 attach = "tcx"
+[socket_hook]
+enabled = "auto"
+cgroup = "system.slice"
 [services.shop]
 address = "127.0.0.1"
 default_pool = "blu"
@@ -109,6 +117,95 @@ backends = ["127.0.0.1:80"]
 }
 
 #[test]
+fn a_balance_is_read_with_defaults() {
+    let balance = |options: &str| {
+        let text = GOOD.replace("[pools.blue]", &format!("[pools.blue]\n{options}"));
+        let (config, _) = Config::parse(&text, "graylb.toml").expect("good");
+        config.spec.pools[&Name::new("blue").expect("name")].balance
+    };
+    let size = |slots| TableSize::new(slots).expect("a prime");
+    assert_eq!(balance(""), Balance::RoundRobin);
+    assert_eq!(balance("balance = \"maglev\""), Balance::Maglev { size: size(4099) });
+    assert_eq!(balance("balance = \"least_connections\""), Balance::LeastConnections);
+    let sticky = |size, v4, v6| Balance::Sticky { size, prefixes: Prefixes { v4, v6 } };
+    assert_eq!(balance("balance = \"sticky\""), sticky(size(4099), 32, 128));
+    assert_eq!(
+        balance("balance = \"sticky\"\nsticky_prefix_v6 = 64\nmaglev_size = 1009"),
+        sticky(size(1009), 32, 64)
+    );
+}
+
+#[test]
+fn balances_are_checked() {
+    let backends = |count| {
+        let addresses = (1..=count).map(|n| format!("\"10.0.{}.{}:80\"", n / 250, n % 250 + 1));
+        format!("[{}]", addresses.collect::<Vec<_>>().join(", "))
+    };
+    let text = format!(
+        r#"
+[interfaces.lo]
+[services.a]
+address = "10.1.0.1:80"
+default_pool = "a"
+[pools.a]
+balance = "maglv"
+backends = ["10.0.0.1:80"]
+[pools.b]
+balance = 7
+backends = ["10.0.0.1:80"]
+[pools.c]
+sticky_prefix_v4 = 24
+maglev_size = 4099
+backends = ["10.0.0.1:80"]
+[pools.d]
+balance = "maglev"
+maglev_size = 4096
+sticky_prefix_v6 = 64
+backends = ["10.0.0.1:80"]
+[pools.e]
+balance = "sticky"
+maglev_size = 100
+sticky_prefix_v4 = 33
+sticky_prefix_v6 = 0
+backends = ["10.0.0.1:80"]
+[pools.f]
+balance = "least_connections"
+sticky_prefix_v4 = 24
+backends = ["10.0.0.1:80"]
+[pools.g]
+balance = "maglev"
+backends = {}
+[pools.h]
+balance = "sticky"
+maglev_size = 101
+backends = {}
+[pools.i]
+balance = "maglev"
+backends = {}
+"#,
+        backends(41),
+        backends(2),
+        backends(656)
+    );
+    insta::assert_snapshot!(errors(&text));
+}
+
+#[test]
+fn services_share_one_table_of_slots() {
+    let services = |count: u32| {
+        let each = (1..=count).map(|n| {
+            format!("[services.s{n}]\naddress = \"10.1.0.{n}:80\"\ndefault_pool = \"p\"\n")
+        });
+        format!(
+            "[interfaces.lo]\n[pools.p]\nbackends = [\"10.0.0.1:80\"]\nbalance = \"maglev\"\nmaglev_size = 65521\n{}",
+            each.collect::<String>()
+        )
+    };
+    assert!(Config::parse(&services(4), "f").is_ok());
+    assert!(errors(&services(5)).contains("services need 327605 slots"));
+}
+
+#[test]
 fn syntax_errors_have_a_place() {
     insta::assert_snapshot!(errors("[interfaces.lo]\nattach = \n[services.shop\n"));
 }
@@ -119,6 +216,34 @@ fn warnings_do_not_stop() {
     let (_, warnings) = Config::parse(&text, "graylb.toml").expect("good");
     assert_eq!(warnings.len(), 1);
     assert!(warnings[0].to_string().contains("[interfaces.lo] is missing"), "{}", warnings[0]);
+}
+
+#[test]
+fn interfaces_may_be_patterns() {
+    let text = GOOD.replace(
+        "[interfaces.lo]",
+        "[interfaces.\"*\"]\nattach = \"tc\"\n[interfaces.\"eth?\"]\n[interfaces.eth0]",
+    );
+    let (config, warnings) = Config::parse(&text, "graylb.toml").expect("good");
+    assert_eq!(warnings, []);
+    let mut names: Vec<_> = config.interfaces.iter().map(|i| i.pattern.as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["*", "eth0", "eth?"]);
+    let tie = text.replace("[interfaces.eth0]", "[interfaces.\"e?h*\"]\n[interfaces.\"e*?h\"]");
+    insta::assert_snapshot!(errors(&tie));
+}
+
+#[test]
+fn the_socket_hook_is_off_unless_wanted() {
+    let (config, _) = Config::parse(GOOD, "f").expect("good");
+    assert_eq!(config.socket_hook, SocketHookConfig { enabled: false, cgroup: None });
+    // With it, nothing needs to be attached to loopback.
+    let text = GOOD.replace("[interfaces.lo]", "[interfaces.eth0]")
+        + "[socket_hook]\nenabled = true\ncgroup = \"/sys/fs/cgroup/web\"\n";
+    let (config, warnings) = Config::parse(&text, "f").expect("good");
+    let cgroup = Some("/sys/fs/cgroup/web".into());
+    assert_eq!(config.socket_hook, SocketHookConfig { enabled: true, cgroup });
+    assert_eq!(warnings, []);
 }
 
 #[test]

@@ -5,7 +5,9 @@
 
 mod flows;
 mod handle;
+mod interfaces;
 mod kernel_log;
+mod local;
 mod report;
 mod start;
 mod status;
@@ -18,14 +20,18 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use self::handle::{Command, Reply};
+use self::{
+    handle::{Command, Reply},
+    interfaces::Interfaces,
+    local::LocalClients,
+};
 pub use self::{
     handle::{CommandError, Handle, Reload, ServiceRef, SwitchRequest, Switched},
     report::{BackendReport, FormerPool, Readiness, ServiceReport, StatusReport, SweepReport},
-    start::{StartError, start},
+    start::{StartError, Started, start},
 };
 use crate::{
-    apply::{ApplyError, Attachment, DataPlane, FlowWatch},
+    apply::{ApplyError, DataPlane, Effort, FlowWatch},
     compile::{Change, compile, compile_service, diff, image},
     config::Config,
     model::{
@@ -34,6 +40,7 @@ use crate::{
         spec::{Name, ServiceSpec},
         state::{State, SwitchError},
     },
+    netlink::Seen,
     probe::{Observation, Probes},
     store::{Store, Stored, boot_id},
 };
@@ -50,9 +57,8 @@ pub struct Daemon {
     store: Store,
     probes: Probes,
     flows: FlowWatch,
-    attachments: Vec<Attachment>,
-    /// Interfaces that could not be attached, and why.
-    unattached: Vec<String>,
+    interfaces: Interfaces,
+    local: LocalClients,
     /// When to try the state file again.
     save_again: Option<Instant>,
     started: Instant,
@@ -68,11 +74,16 @@ impl Daemon {
         mut self,
         mut commands: mpsc::Receiver<Command>,
         mut observations: mpsc::Receiver<Observation>,
+        mut network: mpsc::Receiver<Seen>,
         stop: impl Future<Output = ()>,
     ) {
         tokio::pin!(stop);
         loop {
-            let save_at = self.save_again.unwrap_or_else(|| Instant::now() + IDLE);
+            let idle = Instant::now() + IDLE;
+            let save_at = self.save_again.unwrap_or(idle);
+            let attach_at = self.interfaces.again.unwrap_or(idle);
+            // Attaching takes milliseconds; who waits for an answer goes first.
+            let nobody_waits = commands.is_empty();
             tokio::select! {
                 () = &mut stop => break,
                 command = commands.recv() => match command {
@@ -80,7 +91,9 @@ impl Daemon {
                     None => break,
                 },
                 Some(observation) = observations.recv() => self.observe(&observation),
+                Some(seen) = network.recv() => self.see(seen),
                 () = time::sleep_until(save_at) => self.save_or_retry(),
+                () = time::sleep_until(attach_at), if nobody_waits => self.attach_again(),
             }
         }
         self.save_or_retry();
@@ -181,7 +194,8 @@ impl Daemon {
             && let Some(in_force) = self.state.in_force(name)
             && in_force.takers(&self.state).next().is_none()
         {
-            wanted = Some(image(&choice.to_string(), &in_force.pool.backends));
+            let pool = &in_force.pool;
+            wanted = Some(image(&service.endpoint, &choice.to_string(), pool, &pool.backends));
         }
         let Some(wanted) = wanted else { return Ok(0) };
         let unchanged =
@@ -254,8 +268,12 @@ impl Daemon {
             notes.push(format!("in force after a restart only: {}", restart.join(", ")));
         }
         if config.interfaces != self.config.interfaces {
-            self.attach(&config);
-            notes.extend(self.unattached.iter().cloned());
+            self.attach(&config.interfaces, Effort::Everything);
+            notes.extend(self.interfaces.problems());
+        }
+        if config.socket_hook != self.config.socket_hook || self.local.failed.is_some() {
+            self.attach_socket_hook(&config.socket_hook);
+            notes.extend(self.local.failed.clone());
         }
         if config.flows.udp_timeout != self.config.flows.udp_timeout
             && let Err(error) = self.plane.set_udp_timeout(config.flows.udp_timeout)
@@ -273,23 +291,6 @@ impl Daemon {
         info!("config {} is in force", self.config_path.display());
         notes.iter().for_each(|note| warn!("{note}"));
         Ok(Reload { notes })
-    }
-
-    fn attach(&mut self, config: &Config) {
-        self.attachments.clear();
-        self.unattached.clear();
-        for result in self.plane.attach(&config.interfaces) {
-            match result {
-                Ok(attachment) => {
-                    info!(
-                        "attached to {} by {}: {}",
-                        attachment.interface, attachment.hook, attachment.reason
-                    );
-                    self.attachments.push(attachment);
-                }
-                Err(error) => self.unattached.push(error.to_string()),
-            }
-        }
     }
 
     /// Tells the API which host names are ours.
@@ -317,8 +318,13 @@ impl Daemon {
         };
     }
 
+    /// Where graylb should be attached and is not, a sentence each.
+    fn unattached(&self) -> Vec<String> {
+        self.interfaces.problems().chain(self.local.failed.clone()).collect()
+    }
+
     fn readiness(&self) -> Readiness {
-        let mut missing = self.unattached.clone();
+        let mut missing = self.unattached();
         for (name, service) in &self.state.spec().services {
             if self.plane.generation(&service.endpoint).is_none() {
                 missing.push(format!("service {name} has no backend that answered its probe yet"));

@@ -6,7 +6,7 @@ use graylb_common::verdict::{ServiceDrops, VERDICTS, VerdictCounters};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    apply::{Attachment, BackendTotals, FlowReport, TableFill},
+    apply::{Attachment, BackendFlows, BackendTotals, FlowReport, SocketHook, TableFill},
     model::{
         ageing::End,
         health::{Health, HealthState},
@@ -31,6 +31,9 @@ pub struct StatusReport {
     pub pin_dir: String,
     /// Where graylb is attached.
     pub interfaces: Vec<Attachment>,
+    /// Where the socket hook is attached, if it is.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub socket_hook: Option<SocketHook>,
     /// Services by name.
     pub services: Vec<ServiceReport>,
     /// Pools of the config.
@@ -73,6 +76,8 @@ pub struct ServiceReport {
     pub default_pool: String,
     /// The pool in force.
     pub pool: String,
+    /// How the pool in force shares its flows, as the config names it.
+    pub balance: String,
     /// Whether it was switched to at run time.
     pub overridden: bool,
     /// Number of the data in force; `None`: not in the kernel yet.
@@ -153,19 +158,24 @@ pub(super) struct Counted {
 }
 
 impl Counted {
-    /// A backend's report. `index` says where it is counted, if it is.
+    /// A backend's report. `indices` say where it is counted.
     pub(super) fn backend(
         &self,
         spec: BackendSpec,
         health: Option<&Health>,
         takes_flows: bool,
-        index: Option<u32>,
+        indices: &[u32],
     ) -> BackendReport {
-        let totals = index.and_then(|index| self.backends.get(index as usize));
-        let BackendTotals { counters, active } = totals.copied().unwrap_or_default();
-        let flows = index.and_then(|index| self.flows.backends.get(&index));
-        let flows = flows.copied().unwrap_or_default();
-        let vanished = index.and_then(|index| self.flows.vanished.get(&index));
+        let mut totals = BackendTotals::default();
+        let mut flows = BackendFlows::default();
+        let mut vanished = 0;
+        for index in indices {
+            let counted = self.backends.get(*index as usize);
+            totals.add(&counted.copied().unwrap_or_default());
+            flows.add(&self.flows.backends.get(index).copied().unwrap_or_default());
+            vanished += self.flows.vanished.get(index).copied().unwrap_or_default();
+        }
+        let BackendTotals { counters, active } = totals;
         let answers = health.map(Health::answers).unwrap_or_default();
         BackendReport {
             address: spec.address,
@@ -181,7 +191,7 @@ impl Counted {
             half_open: flows.half_open,
             longest_idle_seconds: flows.longest_idle.as_secs(),
             oldest_generation: flows.oldest_generation,
-            vanished: vanished.copied().unwrap_or_default(),
+            vanished,
             probes_good: answers.good,
             probes_bad: answers.bad,
         }

@@ -15,18 +15,23 @@ use tracing::{info, warn};
 use super::{
     Daemon, Handle,
     handle::{Command, QUEUE},
+    interfaces::Interfaces,
     kernel_log,
+    local::LocalClients,
 };
 use crate::{
-    apply::{ApplyError, DataPlane, FlowWatch, Options},
+    apply::{ApplyError, DataPlane, Effort, FlowWatch, Options},
     config::Config,
     model::state::State,
+    netlink::{NetlinkError, Seen, Watcher},
     probe::{Observation, Probes},
     store::{Store, StoreError, boot_id},
 };
 
 /// Observations that wait for the daemon, at most; further probes wait for room.
 const OBSERVATIONS: usize = 1024;
+/// Changes of links and routes that wait for the daemon, at most; further ones become one.
+const SEEN: usize = 4;
 
 /// Why the agent does not start.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +42,10 @@ pub enum StartError {
     /// The data plane cannot be brought up.
     #[error(transparent)]
     DataPlane(#[from] ApplyError),
-    /// Interfaces cannot be attached.
+    /// The kernel's links cannot be followed.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// No interface could be attached, and not because there is none yet; or the socket hook could not.
     #[error("cannot start: {}", .0.join("; "))]
     Attach(Vec<String>),
 }
@@ -52,6 +60,8 @@ pub struct Started {
     pub commands: mpsc::Receiver<Command>,
     /// Answers of probes.
     pub observations: mpsc::Receiver<Observation>,
+    /// Changes of links and routes.
+    pub network: mpsc::Receiver<Seen>,
 }
 
 /// Loads, attaches, puts in force what is known, and starts probing.
@@ -62,11 +72,13 @@ pub struct Started {
 pub fn start(config: Config, config_path: PathBuf) -> Result<Started, StartError> {
     let (store, stored, notes) = Store::open(&config.agent.state_file)?;
     notes.iter().for_each(|note| warn!("{note}"));
+    let watcher = Watcher::open()?;
     let plane = DataPlane::open(&Options {
         pin_dir: config.agent.pin_dir.clone(),
         flows: config.flows.clone(),
         limits: config.limits.clone(),
         kernel_log: config.agent.kernel_log,
+        clsact: false,
     })?;
     plane.notes().iter().for_each(|note| info!("{note}"));
     let flows =
@@ -76,6 +88,7 @@ pub fn start(config: Config, config_path: PathBuf) -> Result<Started, StartError
     let state = State::new(config.spec.clone(), stored.switches, &known);
     let (commands_in, commands) = mpsc::channel(QUEUE);
     let (observations_in, observations) = mpsc::channel(OBSERVATIONS);
+    let (network_in, network) = mpsc::channel(SEEN);
     let (hosts_in, hosts) = watch::channel(Arc::default());
     let mut daemon = Daemon {
         state,
@@ -83,8 +96,8 @@ pub fn start(config: Config, config_path: PathBuf) -> Result<Started, StartError
         flows,
         store,
         probes: Probes::new(observations_in),
-        attachments: Vec::new(),
-        unattached: Vec::new(),
+        interfaces: Interfaces::new(watcher.devices()),
+        local: LocalClients::default(),
         save_again: None,
         started: Instant::now(),
         hosts: hosts_in,
@@ -92,16 +105,24 @@ pub fn start(config: Config, config_path: PathBuf) -> Result<Started, StartError
         config,
     };
     daemon.bring_up()?;
-    Ok(Started { daemon, handle: Handle { commands: commands_in, hosts }, commands, observations })
+    tokio::spawn(watcher.run(network_in));
+    let handle = Handle { commands: commands_in, hosts };
+    Ok(Started { daemon, handle, commands, observations, network })
 }
 
 impl Daemon {
     fn bring_up(&mut self) -> Result<(), StartError> {
         let config = self.config.clone();
-        self.attach(&config);
-        if !self.unattached.is_empty() {
+        self.attach(&config.interfaces, Effort::Everything);
+        let failed = &mut self.interfaces.failed;
+        if self.interfaces.attached.is_empty() && !failed.is_empty() {
             self.plane.abandon();
-            return Err(StartError::Attach(std::mem::take(&mut self.unattached)));
+            return Err(StartError::Attach(std::mem::take(failed)));
+        }
+        self.attach_socket_hook(&config.socket_hook);
+        if let Some(failed) = self.local.failed.take() {
+            self.plane.abandon();
+            return Err(StartError::Attach(vec![failed]));
         }
         if config.agent.kernel_log {
             tokio::spawn(kernel_log::forward(self.plane.take_logger()?));

@@ -17,6 +17,8 @@ use crate::{
 
 /// Pool numbers and the names that they stand for.
 type PoolNames = HashMap<u32, String>;
+/// Where backends are counted: an address has several places after the pool's mode changed.
+type Indices = BTreeMap<SocketAddr, Vec<u32>>;
 
 impl Daemon {
     pub(super) fn status(&self) -> Result<StatusReport, CommandError> {
@@ -31,7 +33,7 @@ impl Daemon {
         let names = self.state.spec().services.keys();
         let services: Result<Vec<_>, _> =
             names.map(|name| self.service_report(name, &counted, &pools)).collect();
-        let mut problems = self.unattached.clone();
+        let mut problems = self.unattached();
         if self.save_again.is_some() {
             problems.push("the state file could not be written; trying again".to_owned());
         }
@@ -42,7 +44,8 @@ impl Daemon {
             uptime_seconds: self.started.elapsed().as_secs(),
             config: self.config_path.display().to_string(),
             pin_dir: self.config.agent.pin_dir.display().to_string(),
-            interfaces: self.attachments.clone(),
+            interfaces: self.interfaces.attached.clone(),
+            socket_hook: self.local.hook.clone(),
             services: services?,
             pools: self.state.spec().pools.keys().map(ToString::to_string).collect(),
             problems,
@@ -71,15 +74,15 @@ impl Daemon {
         };
         let pool = in_force.choice.to_string();
         let number = pool_number(&pool);
-        let mut indices: BTreeMap<u32, BTreeMap<SocketAddr, u32>> = BTreeMap::new();
+        let mut indices: BTreeMap<u32, Indices> = BTreeMap::new();
         for (pool, address, index) in self.plane.backend_indices(&service.endpoint) {
-            indices.entry(pool).or_default().insert(address, index);
+            indices.entry(pool).or_default().entry(address).or_default().push(index);
         }
         let mine = indices.remove(&number).unwrap_or_default();
         // Backends that have left the pool in the config are former ones of it.
         let listed = |address| in_force.pool.backends.iter().any(|b| b.address == address);
-        let left: BTreeMap<_, _> =
-            mine.iter().filter(|(address, _)| !listed(**address)).map(|(&a, &i)| (a, i)).collect();
+        let (mine, left): (Indices, Indices) =
+            mine.into_iter().partition(|(address, _)| listed(*address));
         if !left.is_empty() {
             indices.insert(number, left);
         }
@@ -90,7 +93,12 @@ impl Daemon {
                 image.pool == number
                     && image.backends.iter().any(|b| b.address == backend.address && b.weight > 0)
             });
-            counted.backend(*backend, health, taking, mine.get(&backend.address).copied())
+            counted.backend(
+                *backend,
+                health,
+                taking,
+                mine.get(&backend.address).map_or(&[][..], Vec::as_slice),
+            )
         });
         let former = indices
             .into_iter()
@@ -101,6 +109,7 @@ impl Daemon {
             protocol: service.endpoint.protocol,
             aliases: service.aliases.clone(),
             default_pool: service.default_pool.to_string(),
+            balance: in_force.pool.balance.to_string(),
             backends: backends.collect(),
             former: former.collect(),
             drops: counted.drops(&service.endpoint),
@@ -115,14 +124,14 @@ impl Daemon {
     fn former_pool(
         &self,
         number: u32,
-        backends: &BTreeMap<SocketAddr, u32>,
+        backends: &Indices,
         counted: &Counted,
         pools: &PoolNames,
     ) -> FormerPool {
         let pool = pools.get(&number).cloned().unwrap_or_else(|| format!("number {number:#010x}"));
-        let backends = backends.iter().map(|(&address, &index)| {
+        let backends = backends.iter().map(|(&address, indices)| {
             let health = self.state.health(&pool, address);
-            counted.backend(BackendSpec { address, weight: 0 }, health, false, Some(index))
+            counted.backend(BackendSpec { address, weight: 0 }, health, false, indices)
         });
         FormerPool { backends: backends.collect(), pool }
     }

@@ -12,7 +12,8 @@ use super::spec::Name;
 pub enum PoolChoice {
     /// A pool by name.
     Pool(Name),
-    /// Backends that take turns, in this order, equally.
+    /// Backends of equal weight, probed and balanced as the service's default pool is; if they take turns,
+    /// then in this order.
     Backends(Vec<SocketAddr>),
 }
 

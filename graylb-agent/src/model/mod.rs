@@ -1,7 +1,10 @@
 //! What the operator wants and what the agent knows, as pure data: no I/O, no clock.
 
 pub mod ageing;
+pub mod balance;
 pub mod choice;
 pub mod health;
+pub mod interfaces;
+pub mod mode;
 pub mod spec;
 pub mod state;

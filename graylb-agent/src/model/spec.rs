@@ -14,6 +14,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::{balance::Balance, mode::Mode};
+
 /// Longest name of a service or pool, in bytes.
 pub const MAX_NAME_LEN: usize = 63;
 /// Highest weight of a backend.
@@ -164,13 +166,26 @@ pub struct ProbeSpec {
 pub struct PoolSpec {
     /// Its backends, in the order of the config; not empty, no address twice, at least one weight > 0.
     pub backends: Vec<BackendSpec>,
+    /// How packets get to its backends and back.
+    pub mode: Mode,
     /// How its backends are probed; `None`: they are taken to be well.
     pub probe: Option<ProbeSpec>,
+    /// How its backends share its new flows; if by a Maglev table, it is large enough for them.
+    pub balance: Balance,
 }
 
 impl PoolSpec {
-    /// Checks what [`PoolSpec`]'s fields promise, and the limits on backends and slots.
-    pub fn new(backends: Vec<BackendSpec>, probe: Option<ProbeSpec>) -> Result<Self, SpecError> {
+    /// Checks what [`PoolSpec`]'s fields promise, and the limits on backends and slots. The backends take
+    /// turns; see [`PoolSpec::balanced`].
+    ///
+    /// # Errors
+    ///
+    /// A field breaks its promise; the mode's sources are of another family than the backends.
+    pub fn new(
+        backends: Vec<BackendSpec>,
+        mode: Mode,
+        probe: Option<ProbeSpec>,
+    ) -> Result<Self, SpecError> {
         if backends.is_empty() || backends.len() > MAX_POOL_BACKENDS {
             return Err(SpecError(format!(
                 "a pool has 1 to {MAX_POOL_BACKENDS} backends, this one has {}",
@@ -199,13 +214,44 @@ impl PoolSpec {
         if divisor == 0 {
             return Err(SpecError("every backend has weight 0: at least one must be above".into()));
         }
-        let slots = backends.iter().map(|b| u32::from(b.weight)).sum::<u32>() / divisor;
+        let pool = Self { backends, mode, probe, balance: Balance::RoundRobin };
+        let slots = pool.slots();
         if slots > MAX_POOL_SLOTS {
             return Err(SpecError(format!(
                 "the weights need {slots} slots (their sum over their greatest common divisor), at most {MAX_POOL_SLOTS} are allowed: use rounder weights"
             )));
         }
-        Ok(Self { backends, probe })
+        if let Some(sources) = pool.mode.sources()
+            && sources.addresses[0].is_ipv4() != pool.is_ipv4()
+        {
+            return Err(SpecError(format!(
+                "source address {} and backend {} are of different IP families",
+                sources.addresses[0], pool.backends[0].address
+            )));
+        }
+        Ok(pool)
+    }
+
+    /// With its flows shared like this.
+    ///
+    /// # Errors
+    ///
+    /// The Maglev table is too small for the pool's backends.
+    pub fn balanced(self, balance: Balance) -> Result<Self, SpecError> {
+        if let Some(size) = balance.table() {
+            size.check_backends(self.backends.len())?;
+        }
+        Ok(Self { balance, ..self })
+    }
+
+    /// Slots that the pool needs in the kernel's table when all its backends take flows.
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        if let Some(size) = self.balance.table() {
+            return size.slots();
+        }
+        let weights = || self.backends.iter().map(|backend| u32::from(backend.weight));
+        weights().sum::<u32>() / weights().fold(0, gcd).max(1)
     }
 
     /// Whether the backends are IPv4.
@@ -263,8 +309,9 @@ pub struct Spec {
 ///
 /// # Errors
 ///
-/// They are of different IP families; the pool has the service's own address; or the service is on a
-/// loopback address, which only this host reaches, and a backend is not.
+/// They are of different IP families, and the pool's mode does not bridge that; the pool has the service's
+/// own address; the mode keeps the port, and a backend has another; or the service is on a loopback
+/// address, which only this host reaches, and a backend is not, or the mode needs a network.
 pub fn check_use(
     name: &Name,
     service: &ServiceSpec,
@@ -272,10 +319,24 @@ pub fn check_use(
     pool: &PoolSpec,
 ) -> Result<(), SpecError> {
     let address = service.endpoint.address;
+    let mode = pool.mode.name();
+    if address.ip().is_loopback() && pool.mode != Mode::Nat {
+        return Err(SpecError(format!(
+            "service {name} is on the loopback address {address}, pool {pool_name} has mode {mode}: on loopback only nat works"
+        )));
+    }
     for backend in &pool.backends {
-        if backend.address.is_ipv4() != address.is_ipv4() {
+        let tunnel = matches!(pool.mode, Mode::Ipip(_));
+        if backend.address.is_ipv4() != address.is_ipv4() && !tunnel {
             return Err(SpecError(format!(
-                "service {name} is on {address}, pool {pool_name} has {}: both must be of one IP family",
+                "service {name} is on {address}, pool {pool_name} has {}: both must be of one IP family in mode {mode} (ipip can carry one in the other)",
+                backend.address
+            )));
+        }
+        if pool.mode.keeps_destination() && backend.address.port() != address.port() {
+            return Err(SpecError(format!(
+                "service {name} is on port {}, pool {pool_name} has {}: mode {mode} keeps the port, so both must be the same",
+                address.port(),
                 backend.address
             )));
         }

@@ -150,10 +150,14 @@ impl State {
                 SwitchError::UnknownPool { asked: pool.to_string(), known: self.pool_names() }
             })?,
             PoolChoice::Backends(addresses) => {
-                let probe =
-                    self.spec.pools.get(&service.default_pool).and_then(|p| p.probe.clone());
+                let like = self.spec.pools.get(&service.default_pool);
+                let (mode, probe, balance) = like.map_or_else(Default::default, |pool| {
+                    (pool.mode.clone(), pool.probe.clone(), pool.balance)
+                });
                 let backends = addresses.iter().map(|&address| BackendSpec { address, weight: 1 });
-                PoolSpec::new(backends.collect(), probe).map_err(unfit)?
+                PoolSpec::new(backends.collect(), mode, probe)
+                    .and_then(|pool| pool.balanced(balance))
+                    .map_err(unfit)?
             }
         };
         check_use(name, service, choice, &pool).map_err(unfit)?;

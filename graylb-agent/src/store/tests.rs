@@ -1,3 +1,5 @@
+//! The state file: written whole, read back, refused where it is not safe.
+
 use std::os::unix::fs::PermissionsExt as _;
 
 use tempfile::TempDir;

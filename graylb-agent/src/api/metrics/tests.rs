@@ -1,3 +1,5 @@
+//! A report as OpenMetrics text, and its documentation.
+
 use std::collections::BTreeMap;
 
 use super::*;
@@ -36,6 +38,7 @@ fn report() -> StatusReport {
         aliases: Vec::new(),
         default_pool: "blue".into(),
         pool: "green".into(),
+        balance: "round_robin".into(),
         overridden: true,
         generation: Some(3),
         last_good_kept: false,
@@ -55,6 +58,7 @@ fn report() -> StatusReport {
         config: String::new(),
         pin_dir: String::new(),
         interfaces: Vec::new(),
+        socket_hook: None,
         services: vec![service("shop"), service("a\"b")],
         pools: Vec::new(),
         problems: Vec::new(),

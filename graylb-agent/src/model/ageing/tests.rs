@@ -1,3 +1,5 @@
+//! Which flows go, which stay, and what counters become.
+
 use graylb_common::flow::FLOW_FIN;
 use proptest::prelude::*;
 
@@ -103,6 +105,18 @@ proptest! {
     #[test]
     fn both_directions_agree(table in table(), a in entry(), b in entry()) {
         prop_assert_eq!(decide(table, a, Other::Found(b)), decide(table, b, Other::Found(a)));
+    }
+
+    /// A flow of which only the client's direction comes by stays for its whole timeout: that the other has
+    /// no entry says nothing. It goes as one with two directions would that were as idle as it is.
+    #[test]
+    fn one_way_flows_live_by_their_own_direction(table in table(), entry in entry()) {
+        let decided = decide(table, entry, Other::NotExpected);
+        prop_assert_ne!(decided, Some(End::Alone));
+        prop_assert_eq!(decided, decide(table, entry, Other::Found(entry)));
+        let (timeout, _) = limit(table, entry.state, &rules().timeouts);
+        prop_assert_eq!(decided.is_some(), entry.idle(NOW) > timeout);
+        prop_assert_eq!(decided.is_some(), entry.may_end(table, &rules(), NOW));
     }
 
     /// A longer silence never saves a flow.

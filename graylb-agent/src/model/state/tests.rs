@@ -1,9 +1,12 @@
+//! Switches, probes and what comes of them, step by step and in any order.
+
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
     compile::{Image, compile, diff},
     config::Config,
+    model::balance::Balance,
 };
 
 const CONFIG: &str = r#"
@@ -89,6 +92,20 @@ fn choices_are_pools_or_addresses() {
     assert!(matches!(text("127.0.0.1"), Err(SwitchError::Unfit(_))), "the service's own address");
     assert!(matches!(text("10.0.0.1"), Err(SwitchError::Unfit(_))), "not on this host");
     assert!(matches!(text("127.0.0.1:83,127.0.0.1:83"), Err(SwitchError::Unfit(_))));
+}
+
+#[test]
+fn addresses_are_balanced_as_the_default_pool_is() {
+    let text = CONFIG.replace("[pools.blue]", "[pools.blue]\nbalance = \"sticky\"");
+    let (config, _) = Config::parse(&text, "f").expect("config");
+    let state = State::new(config.spec, BTreeMap::new(), &BTreeMap::new());
+    let balance = |asked: &str| state.choice(&name("shop"), asked).map(|(_, pool)| pool.balance);
+    assert_eq!(balance("green"), Ok(Balance::RoundRobin));
+    assert!(matches!(balance("127.0.0.1:83,127.0.0.1:84"), Ok(Balance::Sticky { .. })));
+    let many: Vec<_> = (1..=41).map(|port| format!("127.0.0.1:{port}")).collect();
+    assert!(
+        matches!(balance(&many.join(",")), Err(SwitchError::Unfit(why)) if why.contains("4111"))
+    );
 }
 
 #[test]
