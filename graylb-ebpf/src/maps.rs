@@ -288,6 +288,7 @@ pub fn settings() -> Option<&'static Settings> {
 
 /// This CPU's draft for a new flow.
 #[inline(always)]
+#[expect(clippy::mut_from_ref, reason = "a map is no owner: its elements are the kernel's")]
 pub fn draft<A, const N: usize>(
     map: &'static PerCpuArray<Draft<A>, N>,
 ) -> Option<&'static mut Draft<A>> {

@@ -41,7 +41,7 @@ impl Direction for Out {
 /// One packet, from frame to action.
 #[inline(always)]
 pub fn run<D: Direction, F: Frame>(frame: &mut F) -> i32 {
-    if !D::IN && frame.from_outside() {
+    if !D::IN && frame.came_from_outside() {
         return leave(frame, Exit::plain::<F>(Verdict::HostOutput));
     }
     if frame.has_tag_aside() {

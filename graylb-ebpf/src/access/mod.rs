@@ -109,7 +109,7 @@ pub trait Frame: EbpfContext {
     /// Interface that the packet is on.
     fn interface(&self) -> u32;
     /// Whether the packet came from outside, not from a socket of this host.
-    fn from_outside(&self) -> bool;
+    fn came_from_outside(&self) -> bool;
     /// Length of the longest IP packet that this one is on the wire: itself, or its longest segment.
     fn wire_length(&self, lengths: &Lengths) -> u16;
     /// Whether the packet has a VLAN tag beside its bytes.

@@ -112,7 +112,7 @@ impl Frame for TcFrame {
     }
 
     #[inline(always)]
-    fn from_outside(&self) -> bool {
+    fn came_from_outside(&self) -> bool {
         // SAFETY: as above.
         unsafe { (*self.context.skb.skb).ingress_ifindex != 0 }
     }

@@ -59,7 +59,7 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
-    fn from_outside(&self) -> bool {
+    fn came_from_outside(&self) -> bool {
         true
     }
 
