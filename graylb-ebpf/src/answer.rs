@@ -56,13 +56,14 @@ fn answer<Fam: Family, F: Frame>(frame: &mut F, packet: &Packet<Fam>, mtu: u16) 
     let body = frame.window::<{ ICMP + QUOTE }>(EthHdr::LEN + Fam::HEADER_LEN as usize)?;
     let icmp = Fam::too_big(mtu);
     body.set::<[u32; 2], 0>(icmp);
-    let mut sum = Fam::icmp_pseudo_sum(&header);
-    sum = csum::add(sum, csum::words([icmp[0], icmp[1], 0, 0]));
-    sum = csum::add(sum, csum::words(body.get::<[u32; 4], { ICMP }>()));
-    sum = csum::add(sum, csum::words(body.get::<[u32; 4], { ICMP + 16 }>()));
-    sum = csum::add(sum, csum::words(body.get::<[u32; 4], { ICMP + 32 }>()));
-    sum = csum::add(sum, csum::words(body.get::<[u32; 4], { ICMP + 48 }>()));
-    sum = csum::add(sum, csum::words([body.get::<u32, { ICMP + 64 }>(), 0, 0, 0]));
-    body.set::<u16, 2>(!sum);
+    let mut covered = Fam::icmp_pseudo_sum(&header);
+    covered = csum::add(covered, csum::words(body.get::<[u32; 4], { ICMP }>()));
+    covered = csum::add(covered, csum::words(body.get::<[u32; 4], { ICMP + 16 }>()));
+    covered = csum::add(covered, csum::words(body.get::<[u32; 4], { ICMP + 32 }>()));
+    covered = csum::add(covered, csum::words(body.get::<[u32; 4], { ICMP + 48 }>()));
+    covered = csum::add(covered, csum::words([body.get::<u32, { ICMP + 64 }>(), 0, 0, 0]));
+    body.set::<u16, 2>(!csum::add(covered, csum::words([icmp[0], icmp[1], 0, 0])));
+    // ICMP's header and checksum make up for the quotation and the pseudo-header.
+    frame.note_change(!covered);
     Some(())
 }

@@ -188,9 +188,9 @@ fn route<Fam: Family, F: Frame, W: Way>(
     let epoch = epoch(flow.value().last_seen_ns);
     let RouteQuery { params, hop } = maps::route_query().ok_or(Verdict::BadTable)?;
     way.fill_route::<Fam>(flow.value(), params)?;
-    // Where the packet itself does not travel, its length is compared here.
-    params.__bindgen_anon_1.tot_len =
-        if rewritten { frame.length_for_mtu(packet.length) } else { 0 };
+    // Any length that fits: it is compared here. Without one TC is told of the interface's MTU alone, not
+    // of the route's, and of neither where the packet is longer.
+    params.__bindgen_anon_1.tot_len = 1;
     match frame.route(params, hop) {
         Route::Neighbour if length <= hop.mtu => {
             flow.set_hop(epoch, hop);

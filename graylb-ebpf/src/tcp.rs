@@ -22,7 +22,7 @@ use crate::{
     select,
 };
 
-/// Most data that a SYN carries (TCP Fast Open, RFC 7413) and its refusal acknowledges.
+/// Most data that a SYN carries (TCP Fast Open, RFC 7413) and its answer acknowledges.
 const MAX_SYN_DATA: u32 = 0xffff;
 
 type Found<Fam> = Result<Entry<Flow<<Fam as Family>::Address>>, Verdict>;
@@ -206,10 +206,15 @@ fn end<Fam: Family>(flow: Entry<FlowOf<Fam>>, segment: Segment) {
 /// client would not take it (RFC 9293, 3.10.7.3), and anybody could have sent it.
 #[inline(always)]
 fn refuses<Fam: Family>(half: &HalfOpenOf<Fam>, segment: Segment) -> bool {
-    let acknowledged = segment.acknowledgement.wrapping_sub(half.client_isn).wrapping_sub(1);
     half.flow.state & FLOW_REPLY != 0
         && segment.flags & (ACK | RST) == ACK | RST
-        && acknowledged <= MAX_SYN_DATA
+        && follows_syn(segment.acknowledgement, half.client_isn)
+}
+
+/// Whether a sequence number is the first behind the SYN and what it may have carried.
+#[inline(always)]
+const fn follows_syn(number: u32, client_isn: u32) -> bool {
+    number.wrapping_sub(client_isn).wrapping_sub(1) <= MAX_SYN_DATA
 }
 
 /// Makes a half-open flow an established one if this packet completes its handshake.
@@ -221,12 +226,16 @@ fn promote<Fam: Family>(
     predecessor: Option<Entry<FlowOf<Fam>>>,
 ) -> Option<Entry<FlowOf<Fam>>> {
     let half = half_open.value();
-    // Where the SYN-ACK does not come by, any acknowledgement must do.
-    let answered = half.flow.state & FLOW_SYN_ACK != 0
-        && segment.acknowledgement == half.server_isn.wrapping_add(1);
-    let completes = half.flow.state & FLOW_REPLY == 0
-        && segment.flags & (ACK | RST) == ACK
-        && (answered || !rewritten(half.flow.mode));
+    let answers = if rewritten(half.flow.mode) {
+        half.flow.state & FLOW_SYN_ACK != 0
+            && segment.acknowledgement == half.server_isn.wrapping_add(1)
+    } else {
+        // Where the SYN-ACK does not come by, the client's own number must do: a SYN that somebody else
+        // forged on an open connection's tuple is not followed by what that connection sends.
+        follows_syn(segment.sequence, half.client_isn)
+    };
+    let completes =
+        half.flow.state & FLOW_REPLY == 0 && segment.flags & (ACK | RST) == ACK && answers;
     if !completes {
         return None;
     }

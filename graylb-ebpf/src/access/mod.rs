@@ -114,8 +114,6 @@ pub trait Frame: EbpfContext {
     fn wire_length(&self, lengths: &Lengths) -> u16;
     /// Whether the packet has a VLAN tag beside its bytes.
     fn has_tag_aside(&self) -> bool;
-    /// Length for the route's MTU check, 0 where the kernel knows better (GSO).
-    fn length_for_mtu(&self, ip_length: u16) -> u16;
     /// What this hook makes of an answer of the routing tables: `params` holds interface and next hop, and
     /// the neighbour's MAC address if it is `resolved`. False where the hook cannot use it.
     fn next_hop(params: &FibParams, resolved: bool, hop: &mut NextHop) -> bool;

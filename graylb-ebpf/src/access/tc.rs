@@ -137,11 +137,6 @@ impl Frame for TcFrame {
     }
 
     #[inline(always)]
-    fn length_for_mtu(&self, _ip_length: u16) -> u16 {
-        0
-    }
-
-    #[inline(always)]
     fn update_transport_checksum(&mut self, offset: usize, change: &ChecksumChange) -> bool {
         let Some(field) = self.window::<2>(offset) else { return false };
         if change.zero_means_none && field.get::<u16, 0>() == 0 {

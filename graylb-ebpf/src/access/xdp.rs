@@ -74,11 +74,6 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
-    fn length_for_mtu(&self, ip_length: u16) -> u16 {
-        ip_length
-    }
-
-    #[inline(always)]
     fn update_transport_checksum(&mut self, offset: usize, change: &ChecksumChange) -> bool {
         let Some(field) = self.window::<2>(offset) else { return false };
         let old: u16 = field.get::<u16, 0>();

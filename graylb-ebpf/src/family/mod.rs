@@ -129,9 +129,9 @@ pub trait Family {
     fn icmp_delta(outer: u16, quoted: u16) -> u16;
     /// DSCP and ECN bits (RFC 2474, RFC 3168).
     fn traffic_class<F: Frame>(frame: &F) -> u8;
-    /// Writes a whole header without options behind the Ethernet header.
+    /// Writes a whole header without options into the room made for it behind the Ethernet header.
     #[must_use]
-    fn write_header<F: Frame>(frame: &F, header: &Header<'_, Self::Address>) -> bool;
+    fn write_header<F: Frame>(frame: &mut F, header: &Header<'_, Self::Address>) -> bool;
     /// The first eight bytes of an ICMP message that says "at most `mtu` bytes", checksum zero.
     fn too_big(mtu: u16) -> [u32; 2];
     /// The sum of the pseudo-header that an ICMP message's checksum covers; 0 where there is none.

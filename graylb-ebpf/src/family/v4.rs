@@ -133,7 +133,7 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn write_header<F: Frame>(frame: &F, header: &Header<'_, [u8; 4]>) -> bool {
+    fn write_header<F: Frame>(frame: &mut F, header: &Header<'_, [u8; 4]>) -> bool {
         /// Version 4, five words.
         const VIHL: u8 = 0x45;
         /// Don't fragment.

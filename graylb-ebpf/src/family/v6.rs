@@ -140,13 +140,18 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn write_header<F: Frame>(frame: &F, header: &Header<'_, [u8; 16]>) -> bool {
+    fn write_header<F: Frame>(frame: &mut F, header: &Header<'_, [u8; 16]>) -> bool {
         let Some(window) = frame.window::<V6_LEN>(V6_START) else { return false };
         let length = header.payload.to_be_bytes();
-        window.set::<u32, 0>((6 << 28 | u32::from(header.class) << 20).to_be());
-        window.set::<u32, 4>(u32::from_ne_bytes([length[0], length[1], header.protocol, TTL]));
+        let version = (6 << 28 | u32::from(header.class) << 20).to_be();
+        let rest = u32::from_ne_bytes([length[0], length[1], header.protocol, TTL]);
+        window.set::<u32, 0>(version);
+        window.set::<u32, 4>(rest);
         window.set::<[u32; 4], { offset_of!(Ipv6Hdr, src_addr) }>(v6_words(header.source));
         window.set::<[u32; 4], { offset_of!(Ipv6Hdr, dst_addr) }>(v6_words(header.destination));
+        // The room was zero, and this header has no checksum that would make its sum so again.
+        let addresses = csum::add(Self::sum(header.source), Self::sum(header.destination));
+        frame.note_change(csum::add(addresses, csum::words([version, rest, 0, 0])));
         true
     }
 
