@@ -8,7 +8,7 @@ use std::{
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use graylb_common::{
-    backend::Backend,
+    backend::{Backend, Source},
     flow::{Flow, FlowKey, HalfOpen, NextHop},
     maps,
     service::Slot,
@@ -149,6 +149,7 @@ pub struct Maps {
     v6: FamilyTables<[u8; 16]>,
     backends: Array<MapData, Backend>,
     slots: Array<MapData, Slot>,
+    sources: Array<MapData, Source>,
 }
 
 fn open<M: TryFrom<Map, Error = MapError>>(dir: &Path, name: &str, kind: fn(MapData) -> Map) -> M {
@@ -177,6 +178,7 @@ impl Maps {
             },
             backends: open(dir, maps::BACKENDS, Map::Array),
             slots: open(dir, maps::SLOTS, Map::Array),
+            sources: open(dir, maps::SOURCES, Map::Array),
         }
     }
 
@@ -226,5 +228,12 @@ impl Maps {
     /// Leads slot `place` to `backend`, whatever that is.
     pub fn damage_slot(&mut self, place: u32, backend: u32) {
         self.slots.set(place, Slot { backend }, 0).expect("write a slot");
+    }
+
+    /// Takes every source address out, whoever uses it.
+    pub fn lose_sources(&mut self) {
+        for place in 0..maps::DEFAULT_SOURCES {
+            self.sources.set(place, Source::default(), 0).expect("write a source");
+        }
     }
 }

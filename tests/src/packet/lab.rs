@@ -106,10 +106,21 @@ impl Lab {
 
     /// Puts a pool of weighted backends in force, slots in the order that the agent gives them.
     pub fn put(&mut self, service: Endpoint, pool: &str, backends: &[(SocketAddr, u16)]) -> u64 {
+        self.put_in(service, Mode::Nat, pool, backends)
+    }
+
+    /// The same with a pool in this mode.
+    pub fn put_in(
+        &mut self,
+        service: Endpoint,
+        mode: Mode,
+        pool: &str,
+        backends: &[(SocketAddr, u16)],
+    ) -> u64 {
         let weights: Vec<u16> = backends.iter().map(|(_, weight)| *weight).collect();
         let image = ServiceImage {
             pool: pool_number(pool),
-            mode: Mode::Nat,
+            mode,
             select: Select::Turns,
             salt: 0,
             backends: backends

@@ -35,6 +35,8 @@ pub const GATEWAY_MAC: Mac = [2, 0, 0, 0, 1, 1];
 pub const INT_MAC: Mac = [2, 0, 0, 0, 2, 0];
 /// MTU of both interfaces.
 pub const MTU: usize = 1500;
+/// MTU of the route to [`Family::narrow`].
+pub const NARROW_MTU: usize = 1380;
 /// How many backends there are in each place.
 pub const BACKENDS: u8 = 3;
 
@@ -115,6 +117,13 @@ impl Family {
         self.pick([203, 0, 113, 1], [0xfd00, 0xdead, 0, 0, 0, 0, 0, 1])
     }
 
+    /// An address behind backend 0, by a route that takes packets of [`NARROW_MTU`]. Locked: otherwise
+    /// IPv4 packets that are forwarded do not mind it (net.ipv4.ip_forward_use_pmtu).
+    #[must_use]
+    pub const fn narrow(self) -> IpAddr {
+        self.pick([10, 4, 0, 1], [0xfd00, 4, 0, 0, 0, 0, 0, 1])
+    }
+
     /// An address whose route says "unreachable".
     #[must_use]
     pub const fn unreachable(self) -> IpAddr {
@@ -188,6 +197,8 @@ fn commands() -> String {
             lines.push(format!("address add {}/{prefix} dev int", family.local(n)));
         }
         lines.push(format!("route add unreachable {}", family.unreachable()));
+        let (narrow, gateway) = (family.narrow(), family.backend(0));
+        lines.push(format!("route add {narrow} via {gateway} dev int mtu lock {NARROW_MTU}"));
     }
     lines.join("\n")
 }

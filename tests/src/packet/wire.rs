@@ -5,21 +5,21 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::builder::{Fragment, Packet, Transport};
 
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
-const PROTOCOL_ICMP: u8 = 1;
+pub(super) const ETHERTYPE_IPV4: u16 = 0x0800;
+pub(super) const ETHERTYPE_IPV6: u16 = 0x86dd;
+pub(super) const PROTOCOL_ICMP: u8 = 1;
 const PROTOCOL_TCP: u8 = 6;
 const PROTOCOL_UDP: u8 = 17;
 const PROTOCOL_FRAGMENT: u8 = 44;
-const PROTOCOL_ICMPV6: u8 = 58;
+pub(super) const PROTOCOL_ICMPV6: u8 = 58;
 /// Identification of fragments, and of everything else: nothing may change it.
 const IDENTIFICATION: u16 = 0x1234;
 /// DSCP and ECN of IPv4, traffic class and flow label of IPv6: not zero, so that a loss shows.
-const TYPE_OF_SERVICE: u8 = 0xb9;
+pub(super) const TYPE_OF_SERVICE: u8 = 0xb9;
 const FLOW_LABEL: u32 = 0x5_4321;
 
 /// The Internet checksum of `bytes` (RFC 1071).
-fn checksum(bytes: &[u8]) -> u16 {
+pub(super) fn checksum(bytes: &[u8]) -> u16 {
     let words = bytes.chunks(2).map(|word| match *word {
         [high, low] => u64::from(high) << 8 | u64::from(low),
         [high] => u64::from(high) << 8,
