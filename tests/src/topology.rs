@@ -32,7 +32,7 @@ impl Family {
         self.pick("127.0.0.1", "::1", port)
     }
 
-    fn pick(self, v4: &str, v6: &str, port: u16) -> SocketAddr {
+    pub(crate) fn pick(self, v4: &str, v6: &str, port: u16) -> SocketAddr {
         let text = if self == Self::V4 { v4 } else { v6 };
         SocketAddr::new(text.parse().expect("an address"), port)
     }
