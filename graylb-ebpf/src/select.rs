@@ -3,7 +3,7 @@
 use graylb_common::{
     backend::{Backend, MODE_SNAT},
     csum,
-    flow::{FLOW_CLOSED, FLOW_REPLY, FlowKey},
+    flow::{FLOW_CLOSED, FLOW_REPLY, Flow, FlowKey},
     service::{SELECT_LEAST, SELECT_STICKY, SELECT_TUPLE, SELECT_TURNS, Service},
     verdict::Verdict,
 };
@@ -11,7 +11,7 @@ use graylb_common::{
 use crate::{
     access::{Frame, now_ns, random},
     balance,
-    family::{Family, FlowOf, KeyOf, PortRange, UNUSED_PORTS},
+    family::{Family, KeyOf, PortRange, UNUSED_PORTS},
     maps::{self, Draft, FlowTable},
     parse::Packet,
     rewrite::rewritten,
@@ -20,12 +20,6 @@ use crate::{
 
 /// How many tuples towards a backend are tried before a new flow is given up.
 const TUPLE_TRIES: u32 = 8;
-
-/// How long a backend remembers a connection that has ended (TCP_TIMEWAIT_LEN, include/net/tcp.h), and a
-/// client asks for one.
-const TIME_WAIT_NS: u64 = 60 * 1_000_000_000;
-/// How long an open connection may be silent without losing its tuple to another (RFC 5382, REQ-5).
-const IDLE_NS: u64 = (2 * 60 + 4) * 60 * 1_000_000_000;
 
 /// A chosen backend.
 pub struct Choice {
@@ -96,30 +90,13 @@ fn claim_tuple<Fam: Family, F: Frame>(
     reply_key.source_port = backend.port;
     reply_key.destination = from.address;
     reply_key.destination_port = from.port;
-    let mut worn = 0;
     for _ in 0..TUPLE_TRIES {
-        match standing::<Fam>(packet, reply_key) {
-            Standing::Free => return Ok(()),
-            Standing::Worn => worn = reply_key.destination_port,
-            Standing::Taken => {}
+        if is_free::<Fam>(packet, reply_key) {
+            return Ok(());
         }
         reply_key.destination_port = from.others.any();
     }
-    if worn == 0 {
-        return Err(Verdict::NoTuple);
-    }
-    reply_key.destination_port = worn;
-    Ok(())
-}
-
-/// What other flows leave of a tuple.
-enum Standing {
-    /// One is using it.
-    Taken,
-    /// One has given it up, but its backend may not know that yet: for want of a better one.
-    Worn,
-    /// None has anything to do with it.
-    Free,
+    Err(Verdict::NoTuple)
 }
 
 /// Where a flow comes from, as the backend sees it.
@@ -154,56 +131,24 @@ fn source<Fam: Family, F: Frame>(
     Ok(From { address, port, others: UNUSED_PORTS })
 }
 
-/// Whether another flow expects replies under `reply_key`.
+/// Whether no other living flow expects replies under `reply_key`.
 #[inline(always)]
-fn standing<Fam: Family>(packet: &Packet<Fam>, reply_key: &KeyOf<Fam>) -> Standing {
-    if packet.tcp.is_some() {
-        return tcp_standing::<Fam>(&packet.key, reply_key);
+fn is_free<Fam: Family>(packet: &Packet<Fam>, reply_key: &KeyOf<Fam>) -> bool {
+    let owned = |flow: &Flow<Fam::Address>| same::<Fam>(&flow.rewrite.reversed(), &packet.key);
+    if packet.tcp.is_none() {
+        return match Fam::udp().find(reply_key) {
+            Some(entry) => owned(entry.value()) || udp::expired::<Fam>(entry, now_ns()),
+            None => true,
+        };
     }
-    let free = Fam::udp().find(reply_key).is_none_or(|entry| {
-        owned::<Fam>(entry.value(), &packet.key) || udp::expired::<Fam>(entry, now_ns())
-    });
-    if free { Standing::Free } else { Standing::Taken }
+    let established = Fam::tcp()
+        .find(reply_key)
+        .is_none_or(|entry| owned(entry.value()) || entry.value().state & FLOW_CLOSED != 0);
+    established && Fam::half_open().find(reply_key).is_none_or(|entry| owned(&entry.value().flow))
 }
 
-/// The same for TCP, in a function of its own in the kernel.
-#[inline(never)]
-fn tcp_standing<Fam: Family>(key: &KeyOf<Fam>, reply_key: &KeyOf<Fam>) -> Standing {
-    let now = now_ns();
-    let idle = |flow: &FlowOf<Fam>, limit: u64| now.saturating_sub(flow.last_seen_ns) > limit;
-    let mut standing = Standing::Free;
-    if let Some(entry) = Fam::half_open().find(reply_key)
-        && !owned::<Fam>(&entry.value().flow, key)
-    {
-        if !idle(&entry.value().flow, TIME_WAIT_NS) {
-            return Standing::Taken;
-        }
-        standing = Standing::Worn;
-    }
-    if let Some(entry) = Fam::tcp().find(reply_key)
-        && !owned::<Fam>(entry.value(), key)
-    {
-        let closed = entry.value().state & FLOW_CLOSED != 0;
-        if closed && idle(entry.value(), TIME_WAIT_NS) {
-            return standing;
-        }
-        if !closed && !idle(entry.value(), IDLE_NS) {
-            return Standing::Taken;
-        }
-        standing = Standing::Worn;
-    }
-    standing
-}
-
-/// Whether a backend's direction belongs to the client whose key is `key`.
 #[inline(always)]
-fn owned<Fam: Family>(reply: &FlowOf<Fam>, key: &KeyOf<Fam>) -> bool {
-    same::<Fam>(&reply.rewrite.reversed(), key)
-}
-
-/// Whether two tuples are one.
-#[inline(always)]
-pub fn same<Fam: Family>(a: &KeyOf<Fam>, b: &KeyOf<Fam>) -> bool {
+fn same<Fam: Family>(a: &KeyOf<Fam>, b: &KeyOf<Fam>) -> bool {
     a.source_port == b.source_port
         && a.destination_port == b.destination_port
         && a.source == b.source

@@ -156,10 +156,8 @@ fn data<D: Direction, Fam: Family>(packet: &Packet<Fam>, segment: Segment) -> Fo
             return Ok(half_open.flow());
         }
         let promoted = promote::<Fam>(packet, segment, half_open, established);
-        // A half-open flow beside an established one has not yet taken the client's tuple over. The
-        // backend's it has, from another client, whose connection the backend may remember; it says so
-        // by an acknowledgement, and forgets by the reset that this client answers (RFC 9293, 3.10.7).
-        if promoted.is_some() || established.is_none_or(|flow| lost_to::<Fam>(flow, half_open)) {
+        // A half-open flow beside an established one has not yet taken the tuple over.
+        if promoted.is_some() || established.is_none() {
             let flow = promoted.unwrap_or(half_open.flow());
             flow.touch(now_ns());
             return Ok(flow);
@@ -169,13 +167,6 @@ fn data<D: Direction, Fam: Family>(packet: &Packet<Fam>, segment: Segment) -> Fo
         Some(flow) => seen::<D, Fam>(flow, segment),
         None => Err(no_flow::<D, Fam>(packet)),
     }
-}
-
-/// Whether the backend's direction of a flow is another client's by now.
-#[inline(always)]
-fn lost_to<Fam: Family>(flow: Entry<FlowOf<Fam>>, half_open: Entry<HalfOpenOf<Fam>>) -> bool {
-    let (old, new) = (flow.value(), &half_open.value().flow);
-    new.state & FLOW_REPLY != 0 && !select::same::<Fam>(&old.rewrite, &new.rewrite)
 }
 
 /// A packet of an established flow.
