@@ -9,7 +9,6 @@ use graylb_tests::{
     backend::{HttpBackend, UdpBackend},
     client::{Connection, Reply, UdpClient},
     link::OneLink,
-    load::Load,
     namespace::Namespace,
     sandbox::Sandbox,
     topology::{Family, Routed},
@@ -197,85 +196,4 @@ fn dsr_under_tc() {
 #[test]
 fn dsr_under_native_xdp() {
     check_dsr("xdp");
-}
-
-/// Switches between pools of different modes: no request fails, and connections stay.
-#[test]
-fn switching_between_nat_and_snat() {
-    let sandbox = Sandbox::new();
-    let network = Routed::new(&sandbox);
-    let endpoint = endpoint(Family::V4, PORT);
-    let [near, far] = [0, 1].map(|number| Routed::backend_address(Family::V4, number, 8080));
-    let _backends = [
-        HttpBackend::start(&network.backends[0], near, "near"),
-        HttpBackend::start(&network.backends[1], far, "far"),
-    ];
-    // Through graylb nobody but graylb is to be reached: snat needs no more.
-    network.backends[1].ip("route del default");
-    let interfaces = Routed::INTERFACES.map(|name| format!("[interfaces.{name}]\n")).concat();
-    let config = format!(
-        "{interfaces}[services.demo]\naddress = \"{endpoint}\"\ndefault_pool = \"near\"\n\
-         [pools.near]\nbackends = [\"{near}\"]\n\
-         [pools.far]\nbackends = [\"{far}\"]\nmode = \"snat\"\nsources = [\"10.2.2.1\"]\n"
-    );
-    let installation = Installation::new(&sandbox, &network.graylb, &config);
-    let agent = installation.start();
-    let short = Load::short(&network.client, endpoint, 2);
-    let long = Load::long(&network.client, endpoint, 2);
-    let mut api = installation.api();
-    let (mut old, home) = network.client.run(|| {
-        let mut old = Connection::open(endpoint).expect("connect");
-        let home = old.ask().expect("an answer").backend;
-        (old, home)
-    });
-    for round in 0..100 {
-        for pool in ["far", "near"] {
-            api.switch("demo", pool);
-            short.wait_rounds(3);
-            let fresh = network.client.run(|| graylb_tests::client::ask(endpoint));
-            assert_eq!(fresh.expect("an answer").backend, pool, "round {round}");
-            assert_eq!(old.ask().expect("an answer").backend, home, "it stays");
-        }
-    }
-    let (short, long) = (short.finish(), long.finish());
-    println!("short: {short}; long: {long}");
-    short.assert_clean();
-    long.assert_clean();
-    assert!(short.backends.len() == 2, "{short}");
-    check_verdicts(&agent);
-}
-
-/// A port that one connection has given up is soon another's, while the backend still remembers the first
-/// (TIME-WAIT): it must take the second all the same, whichever client that is from.
-#[test]
-fn snat_uses_ports_again() {
-    let sandbox = Sandbox::new();
-    let network = OneLink::new(&sandbox);
-    let backend = OneLink::backend_address(Family::V4, 0, 8080);
-    let _backend = HttpBackend::start(&network.backends[0], backend, "one");
-    network.introduce(backend);
-    let endpoint = endpoint(Family::V4, PORT);
-    let interfaces = OneLink::INTERFACES.map(|name| format!("[interfaces.{name}]\n")).concat();
-    let config = format!(
-        "{interfaces}[services.demo]\naddress = \"{endpoint}\"\ndefault_pool = \"far\"\n\
-         [pools.far]\nbackends = [\"{backend}\"]\nmode = \"snat\"\nsources = [\"10.2.0.1\"]\n\
-         source_ports = \"20000-20015\"\n"
-    );
-    let installation = Installation::new(&sandbox, &network.graylb, &config);
-    let agent = installation.start();
-    network.client.ip("address add 10.1.0.3/24 dev uplink");
-    let clients = [Routed::client_address(Family::V4), "10.1.0.3".parse().expect("an address")];
-    let started = Instant::now();
-    network.client.run(|| {
-        for (number, client) in (0..200).zip(clients.into_iter().cycle()) {
-            let one = Instant::now();
-            let opened = Connection::open_from(SocketAddr::new(client, 0), endpoint);
-            let mut connection = opened.unwrap_or_else(|e| panic!("number {number}: {e}"));
-            let reply = connection.request("GET", "/", "Connection: close\r\n", "");
-            assert_eq!(reply.unwrap_or_else(|e| panic!("number {number}: {e}")).0, 200);
-            if one.elapsed().as_millis() > 300 { println!("number {number}: {:?}", one.elapsed()); }
-        }
-    });
-    println!("200 connections through 16 ports in {:.1?}", started.elapsed());
-    check_verdicts(&agent);
 }
