@@ -9,6 +9,8 @@ use crate::{
     flow::{Flow, FlowKey, HalfOpen, NextHop},
     service::{Service, ServiceKey, Slot, Turn},
     settings::Settings,
+    socket::{SocketEndpoint, SocketKey, SocketPair, SocketSettings, Steered},
+    verdict::ServiceDrops,
 };
 
 /// The layout version of the pinned maps and programs.
@@ -36,4 +38,10 @@ const _: () = {
     assert_size::<HalfOpen<[u8; 4]>>(80);
     assert_size::<HalfOpen<[u8; 16]>>(104);
     assert_size::<Settings>(16);
+    assert_size::<ServiceDrops>(64);
+    assert_size::<SocketEndpoint>(20);
+    assert_size::<Steered>(52);
+    assert_size::<SocketKey>(32);
+    assert_size::<SocketPair>(32);
+    assert_size::<SocketSettings>(16);
 };

@@ -14,4 +14,5 @@ pub mod hash;
 pub mod maps;
 pub mod service;
 pub mod settings;
+pub mod socket;
 pub mod verdict;

@@ -31,11 +31,21 @@ pub const UDP_V4: &str = "udp_v4";
 pub const UDP_V6: &str = "udp_v6";
 /// One element, per CPU: `VerdictCounters`.
 pub const VERDICTS: &str = "verdicts";
+/// Per-CPU array of `ServiceDrops`, by the service's number.
+pub const SERVICE_DROPS: &str = "service_drops";
 /// One element: `Settings`.
 pub const SETTINGS: &str = "settings";
+/// Storage at sockets that the socket hook steers: `Steered`.
+pub const SOCKETS: &str = "sockets";
+/// Endpoints that unconnected UDP sockets talk to: `SocketKey` → `SocketPair`.
+pub const SOCKET_PAIRS: &str = "socket_pairs";
+/// Array of `Active`, same index as `backends`: connected sockets that the socket hook steered.
+pub const SOCKET_ACTIVE: &str = "socket_active";
+/// One element: `SocketSettings`.
+pub const SOCKET_SETTINGS: &str = "socket_settings";
 
 /// Every pinned map.
-pub const ALL: [&str; 16] = [
+pub const ALL: [&str; 21] = [
     SERVICES_V4,
     SERVICES_V6,
     SLOTS,
@@ -51,7 +61,12 @@ pub const ALL: [&str; 16] = [
     UDP_V4,
     UDP_V6,
     VERDICTS,
+    SERVICE_DROPS,
     SETTINGS,
+    SOCKETS,
+    SOCKET_PAIRS,
+    SOCKET_ACTIVE,
+    SOCKET_SETTINGS,
 ];
 
 /// The program on the way in, for TC.
@@ -61,19 +76,39 @@ pub const PROGRAM_TC_OUT: &str = "graylb_tc_out";
 /// The program on the way in, for XDP.
 pub const PROGRAM_XDP: &str = "graylb_xdp";
 
-/// Every program.
+/// Every program on the packet path.
 pub const PROGRAMS: [&str; 3] = [PROGRAM_TC_IN, PROGRAM_TC_OUT, PROGRAM_XDP];
 
-/// Services per family that fit.
-pub const MAX_SERVICES: u32 = 4096;
-/// Slots of all services together that fit.
-pub const MAX_SLOTS: u32 = 1 << 18;
-/// Backends (service × pool × backend) that fit.
-pub const MAX_BACKENDS: u32 = 1 << 14;
-/// Source addresses of all pools together that fit.
-pub const MAX_SOURCES: u32 = 1 << 12;
-/// Round-robin counters: two for each service of either family, used in turn by its generations.
-pub const MAX_TURNS: u32 = 4 * MAX_SERVICES;
+/// Programs of the socket hook, in the order in which they are attached: what shows a steered socket's
+/// client the endpoint that it asked for comes before what steers.
+pub const SOCKET_PROGRAMS: [&str; 9] = [
+    "graylb_sockend",
+    "graylb_getpeer4",
+    "graylb_getpeer6",
+    "graylb_recvmsg4",
+    "graylb_recvmsg6",
+    "graylb_connect4",
+    "graylb_connect6",
+    "graylb_sendmsg4",
+    "graylb_sendmsg6",
+];
+
+/// Default services per family that fit.
+pub const DEFAULT_SERVICES: u32 = 4096;
+/// Default slots of all services together that fit.
+pub const DEFAULT_SLOTS: u32 = 1 << 18;
+/// Default backends (service × pool × backend) that fit.
+pub const DEFAULT_BACKENDS: u32 = 1 << 14;
+/// Default source addresses of all pools together that fit.
+pub const DEFAULT_SOURCES: u32 = 1 << 12;
+/// Numbers of services ([`crate::service::Service::id`]) for each service per family: one per family.
+pub const IDS_PER_SERVICE: u32 = 2;
+/// Round-robin counters for each service per family: two for each number, used in turn by the service's
+/// generations.
+pub const TURNS_PER_SERVICE: u32 = 2 * IDS_PER_SERVICE;
+
+/// Entries of `socket_pairs`; two entries make a pair.
+pub const MAX_SOCKET_PAIRS: u32 = 1 << 15;
 
 /// Read-only global of the programs: flag bits that `bpf_l4_csum_replace` takes for IPv6 on the running
 /// kernel (`BPF_F_IPV6` since 6.16, else 0), a `u64`.

@@ -14,6 +14,19 @@ pub enum VerdictKind {
     Answered,
 }
 
+impl VerdictKind {
+    /// Its name in status, metrics and docs.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Forwarded => "forwarded",
+            Self::Passed => "passed",
+            Self::Dropped => "dropped",
+            Self::Answered => "answered",
+        }
+    }
+}
+
 /// One line of the table of verdicts.
 #[derive(Clone, Copy, Debug)]
 pub struct VerdictInfo {
@@ -87,9 +100,11 @@ verdicts! {
     Forwarded Delivered delivered: "rewritten and handed up to this host, where the backend or the client is";
     Forwarded HandedToStack handed_to_stack: "rewritten and handed to the host's own forwarding: neighbour not resolved yet, packet over the MTU, or no route";
     Forwarded Replied replied: "reply of a backend on this host, rewritten on its way out";
+    Forwarded IcmpError icmp_error: "ICMP error about a packet of a flow, translated like the flow and sent to the end that caused it";
+    Forwarded SocketSteered socket_steered: "connection of a client on this host, or datagram of its unconnected socket, sent to the backend by the socket hook: none of the connection's packets is seen";
     Passed NotIp not_ip: "neither IPv4 nor IPv6 (ARP, LLDP, ...)";
     Passed Vlan vlan: "VLAN tag in the frame: put graylb on the VLAN's own interface";
-    Passed OtherProtocol other_protocol: "neither TCP nor UDP";
+    Passed OtherProtocol other_protocol: "neither TCP nor UDP, nor an ICMP error about a flow";
     Passed Fragment fragment: "fragment of an IP datagram";
     Passed Ipv6Extension ipv6_extension: "IPv6 extension header before the transport header";
     Passed Truncated truncated: "frame ends before its headers do";
@@ -107,17 +122,72 @@ verdicts! {
     Dropped RewriteFailed rewrite_failed: "the kernel refused to make the packet writable, longer or shorter";
 }
 
+macro_rules! service_verdicts {
+    ($( $variant:ident $name:ident; )+) => {
+        /// Packets by verdict, of those verdicts that mean trouble and come after the service is known.
+        /// Value of the per-CPU array `service_drops`, whose index is [`crate::service::Service::id`].
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct ServiceDrops {
+            $( #[doc = concat!("[`Verdict::", stringify!($variant), "`]")] pub $name: u64, )+
+        }
+
+        /// The verdicts that are counted for each service, in the order of their counters.
+        pub const SERVICE_VERDICTS: &[Verdict] = &[$( Verdict::$variant, )+];
+
+        impl ServiceDrops {
+            /// The counter of `verdict`; `None` where it is not counted for each service.
+            #[must_use]
+            pub const fn get(&self, verdict: Verdict) -> Option<u64> {
+                match verdict {
+                    $( Verdict::$variant => Some(self.$name), )+
+                    _ => None,
+                }
+            }
+
+            /// The place of `verdict`'s counter, if it has one; else the number of counters.
+            #[inline(always)]
+            #[must_use]
+            pub const fn place(verdict: Verdict) -> usize {
+                match verdict {
+                    $( Verdict::$variant => core::mem::offset_of!(Self, $name) / 8, )+
+                    _ => SERVICE_VERDICTS.len(),
+                }
+            }
+
+            /// Adds another CPU's counters to these.
+            pub const fn add(&mut self, other: &Self) {
+                $( self.$name = self.$name.wrapping_add(other.$name); )+
+            }
+        }
+    };
+}
+
+service_verdicts! {
+    NoFlow no_flow;
+    NoBackend no_backend;
+    BadTable bad_table;
+    NoTuple no_tuple;
+    FlowTableFull flow_table_full;
+    NoRoute no_route;
+    TtlExceeded ttl_exceeded;
+    RewriteFailed rewrite_failed;
+}
+
 /// Number of verdicts.
 pub const VERDICT_COUNT: usize = VERDICTS.len();
 
 const _: () = assert!(size_of::<VerdictCounters>() == 8 * VERDICT_COUNT);
+const _: () = assert!(size_of::<ServiceDrops>() == 8 * SERVICE_VERDICTS.len());
 
 #[cfg(feature = "user")]
 mod pod {
     #![expect(unsafe_code, reason = "aya's marker trait for plain old data is unsafe to implement")]
-    use super::VerdictCounters;
+    use super::{ServiceDrops, VerdictCounters};
     // SAFETY: repr(C), nothing but u64 fields, every bit pattern valid.
     unsafe impl aya::Pod for VerdictCounters {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for ServiceDrops {}
 }
 
 #[cfg(test)]
@@ -128,6 +198,18 @@ mod tests {
     fn numbers_are_places_in_the_table() {
         for (place, info) in VERDICTS.iter().enumerate() {
             assert_eq!(info.verdict as usize, place, "{}", info.name);
+        }
+    }
+
+    #[test]
+    fn each_verdict_that_drops_is_counted_for_its_service() {
+        for info in VERDICTS {
+            let counted = SERVICE_VERDICTS.contains(&info.verdict);
+            if info.kind == VerdictKind::Dropped {
+                assert!(counted, "{}", info.name);
+            }
+            assert_eq!(ServiceDrops::default().get(info.verdict).is_some(), counted);
+            assert_eq!(ServiceDrops::place(info.verdict) < SERVICE_VERDICTS.len(), counted);
         }
     }
 }

@@ -1,10 +1,11 @@
 //! Packets that graylb answers itself: ICMP's "too big" where no other part of the host would say it.
 
-use graylb_common::csum;
+use graylb_common::{csum, verdict::Verdict};
 use network_types::eth::EthHdr;
 
 use crate::{
     access::Frame,
+    emit::Exit,
     family::{Family, Header},
     parse::Packet,
 };
@@ -20,21 +21,18 @@ const ICMP: usize = 8;
 ///
 /// An IPv4 sender that allows fragments is told, too: its packets would be cut inside the tunnel, and
 /// its kernel learns the shorter way all the same.
-///
-/// A function of its own in the kernel, called from none but the pipeline's: its stack is for it alone.
-/// Returns the action, `None` where the kernel refuses.
-#[inline(never)]
+#[inline(always)]
 pub fn too_big<Fam: Family, F: Frame>(
     frame: &mut F,
     packet: &Packet<Fam>,
     mtu: u16,
-) -> Option<i32> {
-    write::<Fam, F>(frame, packet, mtu)?;
-    Some(frame.reflect())
+) -> Result<Exit, Verdict> {
+    answer::<Fam, F>(frame, packet, mtu).ok_or(Verdict::RewriteFailed)?;
+    Ok(Exit { verdict: Verdict::TooBig, action: frame.reflect() })
 }
 
 #[inline(always)]
-fn write<Fam: Family, F: Frame>(frame: &mut F, packet: &Packet<Fam>, mtu: u16) -> Option<()> {
+fn answer<Fam: Family, F: Frame>(frame: &mut F, packet: &Packet<Fam>, mtu: u16) -> Option<()> {
     let header = Header {
         source: &packet.key.destination,
         destination: &packet.key.source,
@@ -58,13 +56,14 @@ fn write<Fam: Family, F: Frame>(frame: &mut F, packet: &Packet<Fam>, mtu: u16) -
     let body = frame.window::<{ ICMP + QUOTE }>(EthHdr::LEN + Fam::HEADER_LEN as usize)?;
     let icmp = Fam::too_big(mtu);
     body.set::<[u32; 2], 0>(icmp);
-    let mut sum = Fam::icmp_pseudo_sum(&header);
-    sum = csum::add(sum, csum::words([icmp[0], icmp[1], 0, 0]));
-    sum = csum::add(sum, csum::words(body.get::<[u32; 4], { ICMP }>()));
-    sum = csum::add(sum, csum::words(body.get::<[u32; 4], { ICMP + 16 }>()));
-    sum = csum::add(sum, csum::words(body.get::<[u32; 4], { ICMP + 32 }>()));
-    sum = csum::add(sum, csum::words(body.get::<[u32; 4], { ICMP + 48 }>()));
-    sum = csum::add(sum, csum::words([body.get::<u32, { ICMP + 64 }>(), 0, 0, 0]));
-    body.set::<u16, 2>(!sum);
+    let mut covered = Fam::icmp_pseudo_sum(&header);
+    covered = csum::add(covered, csum::words(body.get::<[u32; 4], { ICMP }>()));
+    covered = csum::add(covered, csum::words(body.get::<[u32; 4], { ICMP + 16 }>()));
+    covered = csum::add(covered, csum::words(body.get::<[u32; 4], { ICMP + 32 }>()));
+    covered = csum::add(covered, csum::words(body.get::<[u32; 4], { ICMP + 48 }>()));
+    covered = csum::add(covered, csum::words([body.get::<u32, { ICMP + 64 }>(), 0, 0, 0]));
+    body.set::<u16, 2>(!csum::add(covered, csum::words([icmp[0], icmp[1], 0, 0])));
+    // ICMP's header and checksum make up for the quotation and the pseudo-header.
+    frame.note_change(!covered);
     Some(())
 }

@@ -7,7 +7,12 @@
 
 use graylb_common::{hash, service::Service, verdict::Verdict};
 
-use crate::{access::random, family::Family, maps, parse::Packet, select::Choice};
+use crate::{
+    access::random,
+    family::{Family, KeyOf},
+    maps,
+    select::Choice,
+};
 
 /// The next in turn.
 #[inline(always)]
@@ -16,18 +21,17 @@ pub fn turn(service: &Service) -> Result<u32, Verdict> {
     Ok(turn.checked_rem(u64::from(service.slots_count)).unwrap_or(0) as u32)
 }
 
-/// By the packet's tuple; the salt stands for its destination and protocol.
+/// By the client's tuple; the salt stands for its destination and protocol.
 #[inline(always)]
-pub fn tuple<Fam: Family>(packet: &Packet<Fam>, service: &Service) -> u32 {
-    let key = &packet.key;
+pub fn tuple<Fam: Family>(key: &KeyOf<Fam>, service: &Service) -> u32 {
     let hash = hash::tuple(service.salt, &key.source, key.source_port);
     hash::place(hash, service.slots_count)
 }
 
 /// By the client's address, as far as it says who the client is.
 #[inline(always)]
-pub fn sticky<Fam: Family>(packet: &Packet<Fam>, service: &Service) -> u32 {
-    let hash = hash::client(service.salt, &packet.key.source, service.prefix);
+pub fn sticky<Fam: Family>(key: &KeyOf<Fam>, service: &Service) -> u32 {
+    let hash = hash::client(service.salt, &key.source, service.prefix);
     hash::place(hash, service.slots_count)
 }
 
@@ -43,19 +47,20 @@ pub fn two(service: &Service) -> (u32, u32) {
 /// Of two backends the one with fewer active flows for its weight; the first where both are alike.
 #[inline(always)]
 pub fn less_busy(first: Choice, second: Choice) -> Choice {
+    let (mine, other) = (second.backend.weight, first.backend.weight);
+    if is_less_busy(second.index, mine, first.index, other) { second } else { first }
+}
+
+/// Whether a backend has fewer active flows for its weight than the other. A function of its own in the
+/// kernel, so that its look-ups do not take from the stack of those who choose.
+#[inline(never)]
+fn is_less_busy(backend: u32, weight: u32, other: u32, other_weight: u32) -> bool {
     // Fractions are compared by cross-multiplication. Neither factor is over 32 bits.
-    let load =
-        |choice: &Choice, other: &Choice| active(choice.index) * u64::from(other.backend.weight);
-    if load(&second, &first) < load(&first, &second) { second } else { first }
+    active(backend) * u64::from(other_weight) < active(other) * u64::from(weight)
 }
 
 /// A backend's active flows, at most what 32 bits hold.
-///
-/// The count may fall below zero and wrap, when flows end that opened before the agent set it: none then.
 #[inline(always)]
 fn active(backend: u32) -> u64 {
-    match maps::active_flows(backend) {
-        Some(flows) if flows < 1 << 63 => flows.min(u64::from(u32::MAX)),
-        _ => 0,
-    }
+    maps::active_flows(backend).map_or(0, |flows| flows.min(u64::from(u32::MAX)))
 }

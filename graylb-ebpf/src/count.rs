@@ -10,6 +10,13 @@ pub fn verdict(verdict: Verdict) {
     maps::count_verdict(verdict);
 }
 
+/// Counts a packet of a known service that does not go on its way; returns its verdict.
+#[inline(always)]
+pub fn for_service(service: u32, verdict: Verdict) -> Verdict {
+    maps::count_service_verdict(service, verdict);
+    verdict
+}
+
 /// Whether a verdict means that something is wrong in graylb or its limits, so that it is worth a line
 /// in the log. Never one that a sender can cause at will.
 #[inline(always)]
@@ -22,6 +29,18 @@ pub const fn is_rare(verdict: Verdict) -> bool {
 pub fn opened(backend: u32) {
     maps::count_backend(backend, |counters| counters.opened += 1);
     maps::add_active(backend, 1);
+}
+
+/// The socket hook sent a connection, or a socket's datagrams, to this backend.
+#[inline(always)]
+pub fn socket_opened(backend: u32) {
+    maps::count_opened_atomically(backend);
+}
+
+/// The socket hook steered a connection or a datagram.
+#[inline(always)]
+pub fn socket_steered() {
+    maps::count_verdict_atomically(Verdict::SocketSteered);
 }
 
 /// A TCP handshake completed.
@@ -41,5 +60,11 @@ pub fn refused(backend: u32) {
 #[inline(always)]
 pub fn closed(backend: u32) {
     maps::count_backend(backend, |counters| counters.closed += 1);
+    maps::add_active(backend, -1);
+}
+
+/// A flow that nothing said the end of gave its place to a new one.
+#[inline(always)]
+pub fn replaced(backend: u32) {
     maps::add_active(backend, -1);
 }

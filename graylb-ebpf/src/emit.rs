@@ -8,7 +8,7 @@ use graylb_common::{
 
 use crate::{
     access::{FibParams, Frame, Lengths, Route},
-    answer,
+    answer, count,
     family::Family,
     maps::{self, Entry, RouteQuery},
     parse::Packet,
@@ -31,14 +31,6 @@ impl Exit {
     pub fn plain<F: Frame>(verdict: Verdict) -> Self {
         Self { verdict, action: F::action(verdict) }
     }
-}
-
-/// What functions of their own in the kernel report beside the action: a BPF function returns one word, and
-/// one that returns nothing may leave a pointer there, which the verifier refuses.
-struct Report {
-    verdict: Verdict,
-    /// With [`Verdict::TooBig`]: how long the packet may be.
-    limit: u16,
 }
 
 /// How packets travel to the flow's other end.
@@ -97,7 +89,7 @@ impl Way for Direct {
     }
 }
 
-/// Sends a packet of `flow`, rewritten already, on its way.
+/// Sends a packet of `flow`, rewritten already, on its way; counts for its service where it cannot.
 #[inline(always)]
 pub fn emit<Fam: Family, F: Frame>(
     frame: &mut F,
@@ -107,20 +99,17 @@ pub fn emit<Fam: Family, F: Frame>(
     if frame.on_loopback() {
         return Ok(Exit::plain::<F>(Verdict::Delivered));
     }
-    let mut report = Report { verdict: Verdict::BadTable, limit: 0 };
-    let action = if flow.value().mode == u32::from(MODE_IPIP) {
-        through_tunnel::<Fam, F>(frame, packet, flow, &mut report)
-    } else if let Some(hop) = known_hop::<Fam, F, _>(frame, packet, flow, Direct) {
-        return leave::<Fam, F, _>(frame, packet, Direct, &hop);
-    } else {
-        find_way::<Fam, F>(frame, packet, flow, &mut report)
-    };
-    match report.verdict {
-        Verdict::TooBig => answer::too_big::<Fam, F>(frame, packet, report.limit)
-            .map(|action| Exit { verdict: Verdict::TooBig, action })
-            .ok_or(Verdict::RewriteFailed),
-        verdict => Ok(Exit { verdict, action }),
+    let mut verdict = Verdict::BadTable;
+    if flow.value().mode == u32::from(MODE_IPIP) {
+        let action = through_tunnel::<Fam, F>(frame, packet, flow, &mut verdict);
+        return Ok(Exit { verdict, action });
     }
+    if let Some(hop) = known_hop::<Fam, F, _>(frame, packet, flow, Direct) {
+        return leave::<Fam, F, _>(frame, packet, Direct, &hop)
+            .map_err(|verdict| count::for_service(flow.value().service, verdict));
+    }
+    let action = find_way::<Fam, F>(frame, packet, flow, &mut verdict);
+    Ok(Exit { verdict, action })
 }
 
 /// The cached next hop, if it is good for this packet.
@@ -146,18 +135,25 @@ fn wire_length<Fam: Family, F: Frame, W: Way>(frame: &F, packet: &Packet<Fam>, w
 }
 
 /// Asks the routing tables and sends the packet: a function of its own in the kernel, so that packets whose
-/// next hop is known do not pay for its stack.
+/// next hop is known do not pay for its stack. Returns the action and fills `verdict` in: a BPF function
+/// returns one word, and one that returns nothing may leave a pointer there, which the verifier refuses.
 #[inline(never)]
 fn find_way<Fam: Family, F: Frame>(
     frame: &mut F,
     packet: &Packet<Fam>,
     flow: Entry<Flow<Fam::Address>>,
-    report: &mut Report,
+    verdict: &mut Verdict,
 ) -> i32 {
-    let exit = route::<Fam, F, _>(frame, packet, flow, Direct, &mut report.limit)
-        .unwrap_or_else(|verdict| Exit::plain::<F>(verdict));
-    report.verdict = exit.verdict;
+    let exit = route::<Fam, F, _>(frame, packet, flow, Direct)
+        .unwrap_or_else(|verdict| lost::<Fam, F>(flow.value(), verdict));
+    *verdict = exit.verdict;
     exit.action
+}
+
+/// A packet that does not go its flow's way, counted for its service.
+#[inline(always)]
+fn lost<Fam: Family, F: Frame>(flow: &Flow<Fam::Address>, verdict: Verdict) -> Exit {
+    Exit::plain::<F>(count::for_service(flow.service, verdict))
 }
 
 /// Sends the packet in a tunnel: a function of its own in the kernel for the same reason.
@@ -166,17 +162,17 @@ fn through_tunnel<Fam: Family, F: Frame>(
     frame: &mut F,
     packet: &Packet<Fam>,
     flow: Entry<Flow<Fam::Address>>,
-    report: &mut Report,
+    verdict: &mut Verdict,
 ) -> i32 {
     let sent = match Tunnel::of::<Fam>(flow.value()) {
         Ok(tunnel) => match known_hop::<Fam, F, _>(frame, packet, flow, tunnel) {
             Some(hop) => leave::<Fam, F, _>(frame, packet, tunnel, &hop),
-            None => route::<Fam, F, _>(frame, packet, flow, tunnel, &mut report.limit),
+            None => route::<Fam, F, _>(frame, packet, flow, tunnel),
         },
         Err(verdict) => Err(verdict),
     };
-    let exit = sent.unwrap_or_else(|verdict| Exit::plain::<F>(verdict));
-    report.verdict = exit.verdict;
+    let exit = sent.unwrap_or_else(|verdict| lost::<Fam, F>(flow.value(), verdict));
+    *verdict = exit.verdict;
     exit.action
 }
 
@@ -186,7 +182,6 @@ fn route<Fam: Family, F: Frame, W: Way>(
     packet: &Packet<Fam>,
     flow: Entry<Flow<Fam::Address>>,
     way: W,
-    limit: &mut u16,
 ) -> Result<Exit, Verdict> {
     let rewritten = rewritten(flow.value().mode);
     let length = wire_length(frame, packet, way);
@@ -202,8 +197,7 @@ fn route<Fam: Family, F: Frame, W: Way>(
             leave::<Fam, F, _>(frame, packet, way, hop)
         }
         Route::Neighbour if !rewritten => {
-            *limit = hop.mtu.saturating_sub(way.overhead());
-            Err(Verdict::TooBig)
+            answer::too_big::<Fam, F>(frame, packet, hop.mtu.saturating_sub(way.overhead()))
         }
         Route::Host { fits: true } if rewritten => {
             flow.set_hop(epoch, &NextHop::NONE);

@@ -16,15 +16,22 @@ use graylb_common::{
     backend::{Active, Backend, BackendCounters, Source},
     flow::{Flow, FlowKey, HalfOpen, NextHop},
     maps::{
-        DEFAULT_HALF_OPEN_ENTRIES, DEFAULT_TCP_ENTRIES, DEFAULT_UDP_ENTRIES, MAX_BACKENDS,
-        MAX_SERVICES, MAX_SLOTS, MAX_SOURCES, MAX_TURNS,
+        DEFAULT_BACKENDS, DEFAULT_HALF_OPEN_ENTRIES, DEFAULT_SERVICES, DEFAULT_SLOTS,
+        DEFAULT_SOURCES, DEFAULT_TCP_ENTRIES, DEFAULT_UDP_ENTRIES, IDS_PER_SERVICE,
+        TURNS_PER_SERVICE,
     },
     service::{Service, ServiceKey, Slot, Turn},
     settings::Settings,
-    verdict::{VERDICT_COUNT, Verdict, VerdictCounters},
+    verdict::{SERVICE_VERDICTS, ServiceDrops, VERDICT_COUNT, Verdict, VerdictCounters},
 };
 
-const SERVICES: usize = MAX_SERVICES as usize;
+use crate::maps_socket;
+
+// The sizes are defaults: the agent sets them from its config when it loads the programs.
+const SERVICES: usize = DEFAULT_SERVICES as usize;
+const SERVICE_IDS: usize = SERVICES * IDS_PER_SERVICE as usize;
+const TURN_COUNTERS: usize = SERVICES * TURNS_PER_SERVICE as usize;
+const BACKEND_ENTRIES: usize = DEFAULT_BACKENDS as usize;
 const TCP: usize = DEFAULT_TCP_ENTRIES as usize;
 const HALF_OPEN: usize = DEFAULT_HALF_OPEN_ENTRIES as usize;
 const UDP: usize = DEFAULT_UDP_ENTRIES as usize;
@@ -43,12 +50,12 @@ macro_rules! maps {
 maps! {
     "services_v4" SERVICES_V4: HashMap<ServiceKey<[u8; 4]>, Service, SERVICES>;
     "services_v6" SERVICES_V6: HashMap<ServiceKey<[u8; 16]>, Service, SERVICES>;
-    "slots" SLOTS: Array<Slot, { MAX_SLOTS as usize }>;
-    "turns" TURNS: Array<Turn, { MAX_TURNS as usize }>;
-    "backends" BACKENDS: Array<Backend, { MAX_BACKENDS as usize }>;
-    "backend_stats" BACKEND_STATS: PerCpuArray<BackendCounters, { MAX_BACKENDS as usize }>;
-    "active" ACTIVE: Array<Active, { MAX_BACKENDS as usize }>;
-    "sources" SOURCES: Array<Source, { MAX_SOURCES as usize }>;
+    "slots" SLOTS: Array<Slot, { DEFAULT_SLOTS as usize }>;
+    "turns" TURNS: Array<Turn, TURN_COUNTERS>;
+    "backends" BACKENDS: Array<Backend, BACKEND_ENTRIES>;
+    "backend_stats" BACKEND_STATS: PerCpuArray<BackendCounters, BACKEND_ENTRIES>;
+    "active" ACTIVE: Array<Active, BACKEND_ENTRIES>;
+    "sources" SOURCES: Array<Source, { DEFAULT_SOURCES as usize }>;
     "tcp_v4" TCP_V4: Lru<FlowKey<[u8; 4]>, Flow<[u8; 4]>, TCP>;
     "tcp_v6" TCP_V6: Lru<FlowKey<[u8; 16]>, Flow<[u8; 16]>, TCP>;
     "half_open_v4" HALF_OPEN_V4: Lru<FlowKey<[u8; 4]>, HalfOpen<[u8; 4]>, HALF_OPEN>;
@@ -56,6 +63,7 @@ maps! {
     "udp_v4" UDP_V4: Lru<FlowKey<[u8; 4]>, Flow<[u8; 4]>, UDP>;
     "udp_v6" UDP_V6: Lru<FlowKey<[u8; 16]>, Flow<[u8; 16]>, UDP>;
     "verdicts" VERDICTS: PerCpuArray<VerdictCounters, 1>;
+    "service_drops" SERVICE_DROPS: PerCpuArray<ServiceDrops, SERVICE_IDS>;
     "settings" SETTINGS: Array<Settings, 1>;
     "draft_v4" DRAFT_V4: PerCpuArray<Draft<[u8; 4]>, 1>;
     "draft_v6" DRAFT_V6: PerCpuArray<Draft<[u8; 16]>, 1>;
@@ -215,10 +223,13 @@ pub fn take_turn(index: u32) -> Option<u64> {
     Some(unsafe { fetch_add(&raw mut (*turn).next, 1) })
 }
 
-/// Flows to a backend that have not ended.
+/// Flows to a backend that have not ended, and sockets that were connected to it. Either count may fall
+/// below zero, when some end that were opened before the agent set it; the sum is none then.
 #[inline(always)]
 pub fn active_flows(backend: u32) -> Option<u64> {
-    ACTIVE.get(backend).map(|active| active.flows)
+    let sockets = maps_socket::active(backend);
+    let all = |active: &Active| active.flows.cast_signed().saturating_add(sockets).max(0);
+    ACTIVE.get(backend).map(|active| all(active).cast_unsigned())
 }
 
 /// One more, or (with -1) one less.
@@ -238,7 +249,7 @@ pub fn add_active(backend: u32, change: i64) {
 ///
 /// `word` points to an aligned word of a map that stays as long as the program runs.
 #[inline(always)]
-unsafe fn fetch_add(word: *mut u64, mut value: u64) -> u64 {
+pub unsafe fn fetch_add(word: *mut u64, mut value: u64) -> u64 {
     // SAFETY: the caller's.
     unsafe {
         core::arch::asm!(
@@ -277,6 +288,7 @@ pub fn settings() -> Option<&'static Settings> {
 
 /// This CPU's draft for a new flow.
 #[inline(always)]
+#[expect(clippy::mut_from_ref, reason = "a map is no owner: its elements are the kernel's")]
 pub fn draft<A, const N: usize>(
     map: &'static PerCpuArray<Draft<A>, N>,
 ) -> Option<&'static mut Draft<A>> {
@@ -306,6 +318,28 @@ pub fn count_backend(index: u32, change: impl FnOnce(&mut BackendCounters)) {
     }
 }
 
+/// Counts a new flow to a backend, in a program that packets may interrupt.
+#[inline(always)]
+pub fn count_opened_atomically(index: u32) {
+    if let Some(counters) = BACKEND_STATS.get_ptr_mut(index) {
+        // SAFETY: this CPU's own element, 8-byte aligned.
+        let _before = unsafe { fetch_add(&raw mut (*counters).opened, 1) };
+    }
+}
+
+/// Counts a verdict in a program that packets may interrupt.
+#[inline(always)]
+pub fn count_verdict_atomically(verdict: Verdict) {
+    let index = verdict as usize;
+    if index >= VERDICT_COUNT {
+        return;
+    }
+    if let Some(counters) = VERDICTS.get_ptr_mut(0) {
+        // SAFETY: as in `count_verdict`.
+        let _before = unsafe { fetch_add(counters.cast::<u64>().add(index), 1) };
+    }
+}
+
 /// The same value, of which the compiler knows nothing: it would drop a comparison whose outcome follows
 /// from the type, but which the verifier wants to see.
 #[inline(always)]
@@ -326,6 +360,20 @@ pub fn count_verdict(verdict: Verdict) {
         // SAFETY: VerdictCounters is VERDICT_COUNT words (asserted beside it), `index` is below that
         // (above), and the element is this CPU's own.
         unsafe { *counters.cast::<u64>().add(index) += 1 }
+    }
+}
+
+/// Counts a verdict for a service on this CPU, if it is one of those.
+#[inline(always)]
+pub fn count_service_verdict(service: u32, verdict: Verdict) {
+    let place = ServiceDrops::place(verdict);
+    if place >= SERVICE_VERDICTS.len() {
+        return;
+    }
+    if let Some(drops) = SERVICE_DROPS.get_ptr_mut(service) {
+        // SAFETY: ServiceDrops is SERVICE_VERDICTS.len() words (asserted beside it), `place` is below that
+        // (above), and the element is this CPU's own.
+        unsafe { *drops.cast::<u64>().add(place) += 1 }
     }
 }
 

@@ -57,7 +57,7 @@ pub struct Segment {
 /// Reads the headers, or says why the packet is left alone.
 #[inline(always)]
 pub fn parse<Fam: Family, F: Frame>(frame: &F) -> Result<Packet<Fam>, Verdict> {
-    let network = Fam::network(frame)?;
+    let network = Fam::network(frame, EthHdr::LEN)?;
     let tcp = match network.protocol {
         PROTOCOL_TCP => Some(segment(frame, network.transport)?),
         PROTOCOL_UDP => None,

@@ -10,6 +10,7 @@ use crate::{
     classify, count,
     emit::{self, Exit},
     family::{Family, V4, V6},
+    icmp,
     parse::{self, Packet},
     rewrite,
 };
@@ -40,7 +41,7 @@ impl Direction for Out {
 /// One packet, from frame to action.
 #[inline(always)]
 pub fn run<D: Direction, F: Frame>(frame: &mut F) -> i32 {
-    if !D::IN && frame.from_outside() {
+    if !D::IN && frame.came_from_outside() {
         return leave(frame, Exit::plain::<F>(Verdict::HostOutput));
     }
     if frame.has_tag_aside() {
@@ -51,22 +52,45 @@ pub fn run<D: Direction, F: Frame>(frame: &mut F) -> i32 {
         return leave(frame, Exit::plain::<F>(Verdict::Truncated));
     };
     match ethernet.get::<u16, 12>() {
-        V4::ETHERTYPE => run_family::<D, V4, F>(frame),
-        V6::ETHERTYPE => run_family::<D, V6, F>(frame),
+        V4::ETHERTYPE => of_family::<D, V4, F>(frame),
+        V6::ETHERTYPE => of_family::<D, V6, F>(frame),
         VLAN | QINQ => leave(frame, Exit::plain::<F>(Verdict::Vlan)),
         _ => leave(frame, Exit::plain::<F>(Verdict::NotIp)),
     }
 }
 
-/// One IP packet, from frame to action. A function of its own in the kernel, too: each family has a BPF
-/// stack to itself.
+/// One IP packet, from frame to action.
+#[inline(always)]
+fn of_family<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> i32 {
+    match tcp_or_udp::<D, Fam, F>(frame) {
+        NEITHER => icmp::<D, Fam, F>(frame),
+        action => action,
+    }
+}
+
+/// What [`tcp_or_udp`] returns for another protocol; no action.
+const NEITHER: i32 = i32::MIN;
+
+/// A TCP or UDP packet. A function of its own in the kernel, too: each family has a BPF stack to itself.
 #[inline(never)]
-fn run_family<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> i32 {
+fn tcp_or_udp<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> i32 {
     let exit = match steer::<D, Fam, F>(frame) {
         Ok(exit) => exit,
+        Err(Verdict::OtherProtocol) => return NEITHER,
         Err(verdict) => Exit::plain::<F>(verdict),
     };
     leave(frame, exit)
+}
+
+/// A packet that is neither, apart for the same reason.
+#[inline(never)]
+fn icmp<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> i32 {
+    let mut verdict = Verdict::OtherProtocol;
+    let Some(flow) = icmp::translate::<D, Fam, F>(frame, &mut verdict) else {
+        return leave(frame, Exit::plain::<F>(verdict));
+    };
+    let action = icmp::send::<D, Fam, F>(frame, flow, &mut verdict);
+    leave(frame, Exit { verdict, action })
 }
 
 /// Counts how the packet leaves.
@@ -88,7 +112,8 @@ fn leave<F: Frame>(frame: &F, exit: Exit) -> i32 {
 fn steer<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> Result<Exit, Verdict> {
     let packet: Packet<Fam> = parse::parse(frame)?;
     let flow = classify::classify::<D, Fam, F>(frame, &packet)?;
-    rewrite::rewrite::<Fam, F>(frame, &packet, flow.value())?;
+    rewrite::rewrite::<Fam, F>(frame, &packet, flow.value())
+        .map_err(|verdict| count::for_service(flow.value().service, verdict))?;
     if D::IN {
         emit::emit::<Fam, F>(frame, &packet, flow)
     } else {

@@ -7,7 +7,7 @@ use graylb_common::{
     flow::Flow,
     verdict::Verdict,
 };
-use network_types::{tcp::TcpHdr, udp::UdpHdr};
+use network_types::{eth::EthHdr, tcp::TcpHdr, udp::UdpHdr};
 
 use crate::{
     access::{ChecksumChange, Frame},
@@ -33,7 +33,8 @@ pub fn rewrite<Fam: Family, F: Frame>(
         return Ok(());
     }
     let key = &flow.rewrite;
-    if !Fam::write_addresses(frame, key, flow.address_delta) {
+    let (source, destination) = (&key.source, &key.destination);
+    if !Fam::write_addresses(frame, EthHdr::LEN, source, destination, flow.address_delta) {
         return Err(Verdict::RewriteFailed);
     }
     let Some(ports) = frame.window::<4>(packet.transport) else {

@@ -35,16 +35,16 @@ pub struct Choice {
     pub backend: &'static Backend,
 }
 
-/// Chooses a backend of the service's pool.
+/// Chooses a backend of the service's pool for the client of a flow with this key.
 #[inline(always)]
-pub fn backend<Fam: Family>(packet: &Packet<Fam>, service: &Service) -> Result<Choice, Verdict> {
+pub fn backend<Fam: Family>(key: &KeyOf<Fam>, service: &Service) -> Result<Choice, Verdict> {
     if service.slots_count == 0 {
         return Err(Verdict::NoBackend);
     }
     match service.select {
         SELECT_TURNS => at(service, balance::turn(service)?),
-        SELECT_TUPLE => at(service, balance::tuple::<Fam>(packet, service)),
-        SELECT_STICKY => at(service, balance::sticky::<Fam>(packet, service)),
+        SELECT_TUPLE => at(service, balance::tuple::<Fam>(key, service)),
+        SELECT_STICKY => at(service, balance::sticky::<Fam>(key, service)),
         SELECT_LEAST => {
             let (first, second) = balance::two(service);
             Ok(balance::less_busy(at(service, first)?, at(service, second)?))

@@ -7,6 +7,7 @@
 
 use graylb_common::{
     flow::{FLOW_CHALLENGED, FLOW_CLOSED, FLOW_FIN, FLOW_REPLY, FLOW_RESET, FLOW_SYN_ACK, Flow},
+    service::Service,
     verdict::Verdict,
 };
 
@@ -78,7 +79,19 @@ fn syn<D: Direction, Fam: Family, F: Frame>(
         return Ok(half_open.flow());
     }
     let service = classify::service::<D, Fam>(packet)?;
-    let choice = select::backend::<Fam>(packet, service)?;
+    open::<Fam, F>(frame, packet, segment, service)
+        .map_err(|verdict| count::for_service(service.id, verdict))
+}
+
+/// A new half-open flow of a service.
+#[inline(always)]
+fn open<Fam: Family, F: Frame>(
+    frame: &F,
+    packet: &Packet<Fam>,
+    segment: Segment,
+    service: &Service,
+) -> Found<Fam> {
+    let choice = select::backend::<Fam>(&packet.key, service)?;
     if let Some(established) = Fam::tcp().find(&packet.key) {
         established.mark(FLOW_CHALLENGED);
     }
@@ -144,7 +157,9 @@ fn data<D: Direction, Fam: Family>(packet: &Packet<Fam>, segment: Segment) -> Fo
         }
         let promoted = promote::<Fam>(packet, segment, half_open, established);
         if promoted.is_some() || established.is_none_or(|flow| gives_way::<Fam>(flow, half_open)) {
-            return Ok(promoted.unwrap_or(half_open.flow()));
+            let flow = promoted.unwrap_or(half_open.flow());
+            flow.touch(now_ns());
+            return Ok(flow);
         }
     }
     match established {
@@ -261,7 +276,7 @@ fn promote<Fam: Family>(
 #[inline(always)]
 fn no_flow<D: Direction, Fam: Family>(packet: &Packet<Fam>) -> Verdict {
     match classify::service::<D, Fam>(packet) {
-        Ok(_) => Verdict::NoFlow,
+        Ok(service) => count::for_service(service.id, Verdict::NoFlow),
         Err(verdict) => verdict,
     }
 }

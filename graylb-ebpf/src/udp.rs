@@ -2,6 +2,7 @@
 
 use graylb_common::{
     flow::{FLOW_REPLY, Flow},
+    service::Service,
     verdict::Verdict,
 };
 
@@ -22,7 +23,8 @@ pub fn classify<D: Direction, Fam: Family, F: Frame>(
     packet: &Packet<Fam>,
 ) -> Result<Entry<Flow<Fam::Address>>, Verdict> {
     let now = now_ns();
-    if let Some(flow) = Fam::udp().find(&packet.key) {
+    let found = Fam::udp().find(&packet.key);
+    if let Some(flow) = found {
         let reply = flow.value().state & FLOW_REPLY != 0;
         if !D::IN && !reply {
             return Err(Verdict::HostOutput);
@@ -33,26 +35,44 @@ pub fn classify<D: Direction, Fam: Family, F: Frame>(
         }
     }
     let mut verdict = Verdict::NotService;
-    open::<D, Fam, F>(frame, packet, &mut verdict).ok_or(verdict)
+    open::<D, Fam, F>(frame, packet, found, &mut verdict).ok_or(verdict)
 }
 
-/// A new flow, in a function of its own in the kernel. Fills `verdict` in where there is none.
+/// A new flow, perhaps in place of an expired one, in a function of its own in the kernel. Fills `verdict`
+/// in where there is none.
 #[inline(never)]
 fn open<D: Direction, Fam: Family, F: Frame>(
     frame: &F,
     packet: &Packet<Fam>,
+    expired: Option<Entry<FlowOf<Fam>>>,
     verdict: &mut Verdict,
 ) -> Option<Entry<FlowOf<Fam>>> {
-    try_open::<D, Fam, F>(frame, packet).map_err(|why| *verdict = why).ok()
+    try_open::<D, Fam, F>(frame, packet, expired).map_err(|why| *verdict = why).ok()
 }
 
 #[inline(always)]
 fn try_open<D: Direction, Fam: Family, F: Frame>(
     frame: &F,
     packet: &Packet<Fam>,
+    expired: Option<Entry<FlowOf<Fam>>>,
 ) -> Result<Entry<FlowOf<Fam>>, Verdict> {
     let service = classify::service::<D, Fam>(packet)?;
-    let choice = select::backend::<Fam>(packet, service)?;
+    let replaced = expired.map(|flow| flow.value().backend);
+    let opened = of_service::<Fam, F>(frame, packet, service)
+        .map_err(|verdict| count::for_service(service.id, verdict))?;
+    if let Some(backend) = replaced {
+        count::replaced(backend);
+    }
+    Ok(opened)
+}
+
+#[inline(always)]
+fn of_service<Fam: Family, F: Frame>(
+    frame: &F,
+    packet: &Packet<Fam>,
+    service: &Service,
+) -> Result<Entry<FlowOf<Fam>>, Verdict> {
+    let choice = select::backend::<Fam>(&packet.key, service)?;
     let draft = select::draft::<Fam, F>(frame, packet, service, &choice)?;
     let table = Fam::udp();
     let (forward, reply) = (&draft.forward.flow, &draft.reply.flow);

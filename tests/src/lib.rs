@@ -7,6 +7,7 @@ mod binary;
 pub mod client;
 pub mod decapsulator;
 pub mod eventually;
+pub mod flow_lab;
 pub mod link;
 pub mod load;
 pub mod namespace;

@@ -193,14 +193,20 @@ fn v1_reads() {
         json!({
             "address": format!("127.0.0.1:{port}"), "weight": 1, "state": "up",
             "reason": "not probed", "takes_flows": true, "opened": opened,
-            "established": opened, "refused": 0, "closed": opened,
+            "established": opened, "refused": 0, "closed": opened, "active": 0, "half_open": 0,
+            "longest_idle_seconds": 0, "oldest_generation": null, "vanished": 0,
+            "probes_good": 0, "probes_bad": 0,
         })
     };
     let demo = json!({
         "name": "demo", "address": "127.0.0.1:8000", "protocol": "tcp",
         "aliases": ["shop.example"], "balance": "round_robin", "default_pool": "default_upstream",
         "pool": "default_upstream", "overridden": false, "generation": 1,
-        "last_good_kept": false, "backends": [backend(18081, 2), backend(18082, 1)],
+        "last_good_kept": false, "backends": [backend(18081, 2), backend(18082, 1)], "former": [],
+        "drops": {
+            "no_flow": 0, "no_backend": 0, "bad_table": 0, "no_tuple": 0, "flow_table_full": 0,
+            "no_route": 0, "ttl_exceeded": 0, "rewrite_failed": 0,
+        },
     });
     assert_eq!(services, json!([demo]));
     assert_eq!(json_of(get(installation, "/v1/services/demo")), (200, demo.clone()));

@@ -92,7 +92,8 @@ fn maps_and_programs_have_names() {
             assert!(refused.why.contains("refused"), "{refused}");
         }
     });
-    for map in maps::ALL {
+    // Socket storage has no keys to go through: bpftool shows it, but cannot dump it.
+    for map in maps::ALL.into_iter().filter(|map| *map != maps::SOCKETS) {
         let pin = installation.pin("maps").join(map);
         let text = bpftool(&["map", "dump", "pinned", &pin.to_string_lossy()]);
         // By its types a map is printed as JSON, else as bytes.

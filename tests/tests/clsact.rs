@@ -33,6 +33,7 @@ fn start(sandbox: &Sandbox, config: &Config) -> DataPlane {
     let mut plane = DataPlane::open(&Options {
         pin_dir: sandbox.pin_dir(),
         flows: config.flows.clone(),
+        limits: config.limits.clone(),
         kernel_log: false,
         clsact: true,
     })

@@ -56,6 +56,8 @@ fn a_hop_costs_one_and_the_last_one_ends_here() {
                     _ => path.carried(&packet, packet.source, 0),
                 };
                 check(lab, &format!("ttl {ttl}"), path, &packet, &expected);
+                let service = tcp(packet.destination);
+                assert_eq!(lab.drops(service).ttl_exceeded, u64::from(ttl < 2), "ttl {ttl}");
             }
         }
     });

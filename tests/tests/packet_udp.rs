@@ -210,6 +210,7 @@ fn the_timeout_can_be_changed() {
             lab.set_udp_timeout(Duration::from_nanos(1));
             check(lab, "idle for longer than the shortest timeout", 1);
             assert!(lab.maps.flow(Table::Udp, (client, service.address)).is_some());
+            assert_eq!(lab.active(service), 1, "the flow that was replaced is over");
         }
     });
 }

@@ -1,13 +1,24 @@
 //! The agent is killed, stopped and started under load: traffic goes on as last told, nothing fails, and
 //! the next agent takes over in place.
 
-use std::{net::SocketAddr, path::Path, process::Command, thread, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::Path,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
 use graylb_tests::{
     agent::{Agent, Installation},
     api::Api,
     backend::HttpBackend,
     client::{self, Connection},
+    eventually::{SOON, eventually},
     load::Load,
     namespace::Namespace,
     sandbox::Sandbox,
@@ -149,8 +160,12 @@ const TARGETS: [(&str, [&str; 2]); 3] = [
 ];
 
 /// Switches to one target after another until the agent is gone; the number of the last one answered.
-fn switch_until_it_ends(mut api: Api) -> usize {
-    let number = (0..).find(|number| api.try_switch("demo", TARGETS[number % 3].0).is_err());
+fn switch_until_it_ends(mut api: Api, answered: &AtomicUsize) -> usize {
+    let number = (0..).find(|number| {
+        let failed = api.try_switch("demo", TARGETS[number % 3].0).is_err();
+        answered.fetch_add(usize::from(!failed), Ordering::Relaxed);
+        failed
+    });
     number.expect("the agent is gone").checked_sub(1).expect("one switch at least")
 }
 
@@ -164,9 +179,15 @@ fn killed_in_the_middle_of_switches() {
     let short = Load::short(&stage.host, Stage::endpoint(), 2);
     for round in 0..8_u64 {
         let api = installation.api();
-        let switching = thread::spawn(move || switch_until_it_ends(api));
-        // By then some switches are done, and each time another part of the next one.
-        thread::sleep(Duration::from_micros(60_000 + 3_701 * round));
+        let answered = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&answered);
+        let switching = thread::spawn(move || switch_until_it_ends(api, &counter));
+        eventually("some switches", SOON, || match answered.load(Ordering::Relaxed) {
+            count @ ..3 => Err(count),
+            _ => Ok(()),
+        });
+        // Each time another part of the next one.
+        thread::sleep(Duration::from_micros(371 * round));
         agent.kill();
         let answered = switching.join().expect("the switches");
         short.wait_rounds(50);

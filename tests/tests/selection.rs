@@ -16,7 +16,7 @@ use aya_obj::programs::XdpAttachType;
 use graylb_agent::{
     apply::{DataPlane, Options},
     compile::{Change, ServiceImage, image},
-    config::FlowsConfig,
+    config::{FlowsConfig, LimitsConfig},
     model::{
         balance::{Balance, Prefixes, TableSize},
         mode::Mode,
@@ -46,8 +46,20 @@ struct Lab {
 
 fn open(sandbox: &Sandbox) -> DataPlane {
     let udp_timeout = Duration::from_secs(60);
-    let flows = FlowsConfig { tcp: 1024, half_open: 1 << 16, udp: 1024, udp_timeout };
-    let options = Options { pin_dir: sandbox.pin_dir(), flows, kernel_log: false, clsact: false };
+    let flows = FlowsConfig {
+        tcp: 1024,
+        half_open: 1 << 16,
+        udp: 1024,
+        udp_timeout,
+        ..FlowsConfig::default()
+    };
+    let options = Options {
+        pin_dir: sandbox.pin_dir(),
+        flows,
+        limits: LimitsConfig::default(),
+        kernel_log: false,
+        clsact: false,
+    };
     DataPlane::open(&options).expect("open the data plane")
 }
 
@@ -331,7 +343,7 @@ fn measure_puts() {
             put.push(start.elapsed());
             let mut map: Array<MapData, Slot> = lab.map(maps::SLOTS);
             let start = Instant::now();
-            for place in maps::MAX_SLOTS - slots..maps::MAX_SLOTS {
+            for place in maps::DEFAULT_SLOTS - slots..maps::DEFAULT_SLOTS {
                 map.set(place, Slot { backend: 0 }, 0).expect("set");
             }
             each.push(start.elapsed());

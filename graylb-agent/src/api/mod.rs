@@ -5,6 +5,7 @@
 mod compat;
 mod error;
 mod guard;
+mod metrics;
 mod server;
 mod v1;
 
@@ -52,6 +53,7 @@ pub fn router(context: Context) -> Router {
         .route("/v1/services/{name}/switch", post(v1::switch))
         .route("/v1/status", get(v1::status))
         .route("/v1/reload", post(v1::reload))
+        .route("/metrics", get(metrics::metrics))
         .route("/healthz", get(v1::healthz))
         .route("/readyz", get(v1::readyz))
         .fallback(v1::not_found)

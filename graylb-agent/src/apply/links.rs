@@ -7,16 +7,15 @@
 //! ```
 
 use std::{
-    ffi::CString,
     fs, io,
     os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-        unix::{ffi::OsStrExt as _, fs::symlink},
+        fd::{AsRawFd as _, OwnedFd},
+        unix::fs::symlink,
     },
     path::{Path, PathBuf},
 };
 
-use super::{ApplyError, clsact};
+use super::{ApplyError, clsact, sys};
 
 const CLSACT: &str = "clsact_";
 
@@ -85,7 +84,7 @@ impl LinkPin {
             let target = fs::read_link(&self.path).ok();
             return target.and_then(|index| index.to_str()?.parse().ok()).unwrap_or(0);
         }
-        open(&self.path).and_then(|link| link_device(&link)).unwrap_or(0)
+        sys::open_pinned(&self.path).and_then(|link| link_device(&link)).unwrap_or(0)
     }
 
     /// Writes down that the device with this index has our filter.
@@ -109,31 +108,6 @@ impl LinkPin {
         fs::remove_file(&self.path).map_err(|error| {
             ApplyError::new(format!("cannot remove {}", self.path.display()), error)
         })
-    }
-}
-
-/// Opens a pinned object (BPF_OBJ_GET). aya does so too, but lets nobody see the descriptor.
-#[expect(unsafe_code, reason = "a system call that takes a pointer and returns a descriptor")]
-fn open(path: &Path) -> io::Result<OwnedFd> {
-    /// Number of the command (include/uapi/linux/bpf.h).
-    const BPF_OBJ_GET: libc::c_int = 7;
-    /// The command's part of `union bpf_attr`.
-    #[repr(C)]
-    struct ObjGet {
-        pathname: u64,
-        bpf_fd: u32,
-        file_flags: u32,
-    }
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let attributes = ObjGet { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
-    // SAFETY: the kernel reads as many bytes as the size says, and a string that outlives the call.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const attributes, size_of::<ObjGet>())
-    };
-    match libc::c_int::try_from(result) {
-        // SAFETY: the kernel returned a new descriptor, which nobody else knows.
-        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(io::Error::last_os_error()),
     }
 }
 
@@ -162,5 +136,8 @@ mod tests {
         }
         assert_eq!(LinkPin::parse("/d/other:lo".into()), None);
         assert_eq!(LinkPin::parse("/d/lo".into()), None);
+        for program in graylb_common::maps::SOCKET_PROGRAMS {
+            assert_eq!(LinkPin::parse(format!("/d/{program}:cgroup-1").into()), None);
+        }
     }
 }

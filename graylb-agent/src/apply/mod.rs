@@ -4,35 +4,50 @@
 //! and it is never on the packet path: dropping [`DataPlane`] leaves everything pinned and at work.
 
 mod attach;
+mod backends;
+mod batch;
+mod cgroup;
 mod clsact;
 mod error;
+mod flow_report;
 mod hooks;
+mod layout;
 mod links;
+mod numbers;
 mod pins;
 mod regions;
-mod slot_table;
+mod services;
+mod socket_hook;
 mod sources;
+mod sweep;
+mod sys;
 mod tables;
+mod watch;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel, programs::ProgramError, util::KernelVersion};
 use aya_log::EbpfLogger;
 use graylb_common::{
     backend::BackendCounters,
     maps::{self, GLOBAL_CSUM_IPV6_FLAG},
-    verdict::VerdictCounters,
+    verdict::{ServiceDrops, VerdictCounters},
 };
 
-use self::{attach::Attacher, pins::Pins, tables::Tables};
+use self::{attach::Attacher, pins::Pins, socket_hook::SocketMaps, tables::Tables};
 pub use self::{
     attach::{Attached, Attachment, Effort},
+    backends::BackendTotals,
     error::ApplyError,
+    flow_report::{BackendFlows, FlowReport, TableFill},
     pins::{UnloadReport, unload},
+    socket_hook::SocketHook,
+    sweep::Sweeper,
+    watch::{FlowWatch, kernel_clock_ns},
 };
 use crate::{
     compile::{Change, Image},
-    config::FlowsConfig,
+    config::{FlowsConfig, LimitsConfig, SocketHookConfig, map_sizes},
     model::{interfaces::Wanted, spec::Endpoint},
 };
 
@@ -50,6 +65,8 @@ pub struct Options {
     pub pin_dir: PathBuf,
     /// Sizes of the flow tables.
     pub flows: FlowsConfig,
+    /// Sizes of the other tables.
+    pub limits: LimitsConfig,
     /// Log diagnostic events.
     pub kernel_log: bool,
     /// Attach TC programs by clsact, as before Linux 6.6, also where there is TCX. Not in the config: it
@@ -63,6 +80,7 @@ pub struct DataPlane {
     pins: Pins,
     attacher: Attacher,
     tables: Tables,
+    socket_maps: SocketMaps,
     notes: Vec<String>,
 }
 
@@ -77,7 +95,7 @@ impl DataPlane {
     /// kernel refuses a map or program.
     pub fn open(options: &Options) -> Result<Self, ApplyError> {
         let pins = Pins::open(&options.pin_dir)?;
-        let mut notes = pins.check_maps(&sizes(&options.flows))?;
+        let mut notes = pins.check_maps(&map_sizes(&options.flows, &options.limits))?;
         let mut ebpf = match load(&pins, options) {
             Ok(ebpf) => ebpf,
             Err(error) => {
@@ -89,8 +107,9 @@ impl DataPlane {
         notes.append(&mut tables.reconcile()?);
         tables.set_udp_timeout(options.flows.udp_timeout)?;
         tables.forget_next_hops()?;
+        let socket_maps = SocketMaps::take(&mut ebpf)?;
         let attacher = Attacher::new(options.clsact || clsact::needed());
-        Ok(Self { ebpf, pins, attacher, tables, notes })
+        Ok(Self { ebpf, pins, attacher, tables, socket_maps, notes })
     }
 
     /// What was found and repaired or kept on opening, a line each, for the log.
@@ -114,6 +133,20 @@ impl DataPlane {
     /// attached already is left alone, so that this may be called at every change.
     pub fn attach(&mut self, wanted: &[Wanted], effort: Effort) -> Attached {
         self.attacher.attach(&mut self.ebpf, &self.pins, wanted, effort)
+    }
+
+    /// Attaches the socket hook as configured, in place of an earlier agent's, or detaches it. Returns
+    /// where it is attached.
+    ///
+    /// # Errors
+    ///
+    /// No cgroup2 file system; the kernel refuses a program or a link. A hook that was attached still is.
+    pub fn attach_socket_hook(
+        &mut self,
+        config: &SocketHookConfig,
+    ) -> Result<Option<SocketHook>, ApplyError> {
+        let Self { ebpf, pins, tables, socket_maps, .. } = self;
+        socket_hook::attach(ebpf, pins, socket_maps, tables, config)
     }
 
     /// What the kernel holds.
@@ -165,6 +198,24 @@ impl DataPlane {
         self.tables.verdicts()
     }
 
+    /// Packets of each service in force that did not go on their way, by endpoint.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn service_drops(&self) -> Result<BTreeMap<Endpoint, ServiceDrops>, ApplyError> {
+        self.tables.service_drops()
+    }
+
+    /// Every backend's counters, by the index that [`DataPlane::backend_indices`] says.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn counters(&self) -> Result<Vec<BackendTotals>, ApplyError> {
+        self.tables.counters()
+    }
+
     /// Counters of a service's backends, for each pool number and backend address that was in force
     /// since the maps were made.
     ///
@@ -178,6 +229,24 @@ impl DataPlane {
         self.tables.backend_counters(endpoint)
     }
 
+    /// What looks the flow tables over, by its own handles: it may go to another thread.
+    ///
+    /// # Errors
+    ///
+    /// The pinned maps cannot be opened.
+    pub fn sweeper(&self) -> Result<Sweeper, ApplyError> {
+        Sweeper::open(&self.pins.maps(), self.tables.backends_end())
+    }
+
+    /// A service's backends of every pool that was in force since the maps were made, by pool number and
+    /// address, with their indices.
+    pub fn backend_indices(
+        &self,
+        endpoint: &Endpoint,
+    ) -> impl Iterator<Item = (u32, SocketAddr, u32)> {
+        self.tables.backend_indices(endpoint)
+    }
+
     /// Gives up a start that failed: if this process made the pins, they go again; what an earlier agent
     /// left stays at work.
     pub fn abandon(&self) {
@@ -185,16 +254,10 @@ impl DataPlane {
     }
 }
 
-/// Entries of the maps whose size is configured.
-fn sizes(flows: &FlowsConfig) -> [(&'static str, u32); 6] {
-    [
-        (maps::TCP_V4, flows.tcp),
-        (maps::TCP_V6, flows.tcp),
-        (maps::HALF_OPEN_V4, flows.half_open),
-        (maps::HALF_OPEN_V6, flows.half_open),
-        (maps::UDP_V4, flows.udp),
-        (maps::UDP_V6, flows.udp),
-    ]
+/// CPUs that may ever be there: per-CPU maps hold a value for each. 1 where the system does not say.
+#[must_use]
+pub fn possible_cpus() -> usize {
+    aya::util::nr_cpus().unwrap_or(1)
 }
 
 /// Loads maps and programs, and pins the programs; the links are [`attach`]'s.
@@ -212,8 +275,8 @@ fn load(pins: &Pins, options: &Options) -> Result<Ebpf, ApplyError> {
     for name in maps::ALL {
         loader.map_pin_path(name, pins.map(name));
     }
-    for (name, entries) in sizes(&options.flows) {
-        loader.map_max_entries(name, entries);
+    for size in map_sizes(&options.flows, &options.limits) {
+        loader.map_max_entries(size.name, size.entries);
     }
     let mut ebpf = loader
         .load(OBJECT)

@@ -4,7 +4,7 @@
 //! PIN_DIR/abi-N/maps/NAME  .../programs/NAME  .../links/...
 //! ```
 //!
-//! [`super::links`] has the names of links.
+//! [`super::links`] has the names of interfaces' links; PROGRAM:cgroup-ID is one of the socket hook.
 
 use std::{
     fs, io,
@@ -16,7 +16,7 @@ use std::{
 };
 
 use aya::{maps::MapInfo, programs::Program};
-use graylb_common::abi::ABI_VERSION;
+use graylb_common::{abi::ABI_VERSION, maps::SOCKET_PROGRAMS};
 use rustix::{
     fs::{FlockOperation, Mode, OFlags},
     mount::MountFlags,
@@ -26,6 +26,7 @@ use super::{
     ApplyError,
     links::{Hook, LinkPin},
 };
+use crate::config::MapSize;
 
 /// Where BPF file systems are mounted by convention.
 const BPFFS: &str = "/sys/fs/bpf";
@@ -57,9 +58,14 @@ impl Pins {
         Ok(Self { base: base.to_owned(), root, fresh, _lock: lock })
     }
 
+    /// Where the maps are pinned, by their names.
+    pub(super) fn maps(&self) -> PathBuf {
+        self.root.join("maps")
+    }
+
     /// Where a map is pinned.
     pub(super) fn map(&self, name: &str) -> PathBuf {
-        self.root.join("maps").join(name)
+        self.maps().join(name)
     }
 
     /// The pin of a hook of an interface.
@@ -81,11 +87,17 @@ impl Pins {
             .filter(|pin| fs::symlink_metadata(&pin.path).is_ok())
     }
 
-    /// Checks the pinned maps against what this agent wants of them. A flow table of another size is
-    /// kept, and said so; other differences are errors.
-    pub(super) fn check_maps(&self, sizes: &[(&str, u32)]) -> Result<Vec<String>, ApplyError> {
+    /// Where a link of the socket hook is pinned. The cgroup's number tells whether a pinned link is to
+    /// the cgroup that is wanted.
+    pub(super) fn socket_link(&self, program: &str, cgroup: u64) -> PathBuf {
+        self.root.join("links").join(format!("{program}:cgroup-{cgroup}"))
+    }
+
+    /// Checks the pinned maps against what this agent wants of them. A map of another size is kept, and
+    /// said so.
+    pub(super) fn check_maps(&self, sizes: &[MapSize]) -> Result<Vec<String>, ApplyError> {
         let mut notes = Vec::new();
-        for (name, wanted) in sizes {
+        for MapSize { name, entries: wanted, .. } in sizes {
             let path = self.map(name);
             if !path.exists() {
                 continue;
@@ -95,7 +107,7 @@ impl Pins {
             })?;
             if info.max_entries() != *wanted {
                 notes.push(format!(
-                    "map {name} keeps its {} entries, the config says {wanted}: flows live in it; `graylb unload` and a new start change its size",
+                    "map {name} keeps its {} entries, the config says {wanted}: what is in it is in use; `graylb unload` and a new start change its size",
                     info.max_entries()
                 ));
             }
@@ -119,6 +131,48 @@ impl Pins {
         program.pin(&path).map_err(|error| ApplyError::new(tried(), error))
     }
 
+    /// Removes every pinned link of the socket hook but these, first what steers.
+    pub(super) fn remove_other_socket_links(&self, wanted: &[PathBuf]) -> Result<(), ApplyError> {
+        let links = self.socket_links()?;
+        links
+            .iter()
+            .filter(|path| !wanted.contains(path))
+            .for_each(|path| self.remove_socket_link(path));
+        Ok(())
+    }
+
+    /// Whether the socket hook is attached anywhere.
+    pub(super) fn has_socket_links(&self) -> Result<bool, ApplyError> {
+        self.socket_links().map(|links| !links.is_empty())
+    }
+
+    /// Every pinned link of the socket hook, first what steers.
+    fn socket_links(&self) -> Result<Vec<PathBuf>, ApplyError> {
+        let directory = self.root.join("links");
+        let names = link_names(&directory)?;
+        let of_sockets = names.iter().filter(|name| socket_program(name).is_some());
+        Ok(of_sockets.map(|name| directory.join(name)).collect())
+    }
+
+    /// Removes one pinned link of the socket hook.
+    pub(super) fn remove_socket_link(&self, path: &Path) {
+        if let Err(error) = fs::remove_file(path) {
+            tracing::warn!("cannot detach {}: {error}", path.display());
+        }
+    }
+
+    /// Removes the pins of programs that are not attached any more.
+    pub(super) fn remove_programs(&self, names: &[&str]) {
+        for name in names {
+            let path = self.root.join("programs").join(name);
+            if let Err(error) = fs::remove_file(&path)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!("cannot remove {}: {error}", path.display());
+            }
+        }
+    }
+
     /// Removes everything if this process made it.
     pub(super) fn abandon_if_fresh(&self) {
         if self.fresh {
@@ -128,6 +182,20 @@ impl Pins {
             }
         }
     }
+}
+
+/// The place in [`SOCKET_PROGRAMS`] of the program that a pinned link is named after.
+fn socket_program(link: &str) -> Option<usize> {
+    let (program, _) = link.split_once(':')?;
+    SOCKET_PROGRAMS.iter().position(|name| *name == program)
+}
+
+/// Names in a directory of links in the order in which they are to be removed: those of the socket hook,
+/// first what steers, then those of interfaces.
+fn link_names(directory: &Path) -> Result<Vec<String>, ApplyError> {
+    let mut names = names(directory)?;
+    names.sort_by_key(|name| std::cmp::Reverse(socket_program(name)));
+    Ok(names)
 }
 
 /// What [`unload`] removed, a line each.
@@ -163,7 +231,8 @@ fn remove_all(base: &Path, removed: &mut UnloadReport) -> Result<(), ApplyError>
     for root in roots {
         for (kind, what) in [("links", "detached"), ("programs", "program"), ("maps", "map")] {
             let dir = root.join(kind);
-            for name in names(&dir)? {
+            let found = if kind == "links" { link_names(&dir) } else { names(&dir) };
+            for name in found? {
                 let path = dir.join(&name);
                 match LinkPin::parse(path.clone()).filter(|_| kind == "links") {
                     Some(link) => link.remove()?,

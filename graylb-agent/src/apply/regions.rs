@@ -4,7 +4,7 @@
 //! service up just before the switch may still read the old one.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -16,6 +16,8 @@ pub(super) const REST: Duration = Duration::from_secs(1);
 pub(super) struct Regions {
     /// Start → length; neighbours are joined.
     free: BTreeMap<u32, u32>,
+    /// The same as (length, start).
+    by_length: BTreeSet<(u32, u32)>,
     /// Given back, oldest first: when, start, length.
     resting: VecDeque<(Instant, u32, u32)>,
 }
@@ -25,27 +27,28 @@ impl Regions {
     pub(super) fn new(size: u32, taken: impl IntoIterator<Item = (u32, u32)>) -> Self {
         let mut taken: Vec<_> = taken.into_iter().filter(|(_, length)| *length > 0).collect();
         taken.sort_unstable();
-        let mut free = BTreeMap::new();
+        let mut regions =
+            Self { free: BTreeMap::new(), by_length: BTreeSet::new(), resting: VecDeque::new() };
         let mut next = 0;
         for (start, length) in taken {
             if start > next {
-                free.insert(next, start - next);
+                regions.add(next, start - next);
             }
             next = next.max(start.saturating_add(length));
         }
         if next < size {
-            free.insert(next, size - next);
+            regions.add(next, size - next);
         }
-        Self { free, resting: VecDeque::new() }
+        regions
     }
 
-    /// Takes a stretch of `length`, the first that fits; `None` when there is none.
+    /// Takes a stretch of `length` out of the smallest that fits; `None` when there is none.
     pub(super) fn take(&mut self, length: u32, now: Instant) -> Option<u32> {
         self.wake(now);
-        let (&start, &available) = self.free.iter().find(|(_, free)| **free >= length)?;
-        self.free.remove(&start);
+        let &(available, start) = self.by_length.range((length, 0)..).next()?;
+        self.strike(start, available);
         if available > length {
-            self.free.insert(start + length, available - length);
+            self.add(start + length, available - length);
         }
         Some(start)
     }
@@ -70,14 +73,25 @@ impl Regions {
         if let Some((&before, &before_length)) = self.free.range(..start).next_back()
             && before + before_length == start
         {
-            self.free.remove(&before);
+            self.strike(before, before_length);
             start = before;
             length += before_length;
         }
-        if let Some(after_length) = self.free.remove(&(start + length)) {
+        if let Some(&after_length) = self.free.get(&(start + length)) {
+            self.strike(start + length, after_length);
             length += after_length;
         }
+        self.add(start, length);
+    }
+
+    fn add(&mut self, start: u32, length: u32) {
         self.free.insert(start, length);
+        self.by_length.insert((length, start));
+    }
+
+    fn strike(&mut self, start: u32, length: u32) {
+        self.free.remove(&start);
+        self.by_length.remove(&(length, start));
     }
 }
 

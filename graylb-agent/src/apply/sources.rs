@@ -14,16 +14,17 @@ use aya::{
     maps::{Array, MapData},
 };
 use graylb_common::{
-    backend::{Backend, FAMILY_V4, FAMILY_V6, Source},
+    backend::{Backend, FAMILY_V4, FAMILY_V6, MODE_DSR, MODE_IPIP, MODE_NAT, MODE_SNAT, Source},
     maps,
 };
 
 use super::{
     ApplyError,
+    layout::{address_bytes, ip_address},
     regions::Regions,
-    tables::{address_bytes, full, ip_address, set, take},
+    tables::{full, set, take},
 };
-use crate::model::mode::Sources;
+use crate::model::mode::{Mode, Sources};
 
 /// Where a list lies: first entry and length.
 pub(super) type Place = (u32, u32);
@@ -37,17 +38,26 @@ pub(super) struct SourceTable {
 
 impl SourceTable {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, ApplyError> {
-        Ok(Self {
-            map: take(ebpf, maps::SOURCES)?,
-            places: BTreeMap::new(),
-            regions: Regions::new(maps::MAX_SOURCES, []),
-        })
+        let map: Array<MapData, Source> = take(ebpf, maps::SOURCES)?;
+        let regions = Regions::new(map.len(), []);
+        Ok(Self { map, places: BTreeMap::new(), regions })
     }
 
-    /// Reads the list of a backend that an earlier agent wrote.
-    pub(super) fn read(&mut self, backend: &Backend) -> Result<Sources, String> {
+    /// Reads the mode of a backend that an earlier agent wrote.
+    pub(super) fn mode(&mut self, backend: &Backend) -> Result<Mode, String> {
+        match backend.mode {
+            MODE_NAT => Ok(Mode::Nat),
+            MODE_SNAT => self.read(backend).map(Mode::Snat),
+            MODE_DSR => Ok(Mode::Dsr),
+            MODE_IPIP => self.read(backend).map(Mode::Ipip),
+            other => Err(format!("a backend has mode {other}")),
+        }
+    }
+
+    /// Reads its list.
+    fn read(&mut self, backend: &Backend) -> Result<Sources, String> {
         let (start, count) = (backend.sources_start, backend.sources_count);
-        let end = start.checked_add(count).filter(|end| *end <= maps::MAX_SOURCES);
+        let end = start.checked_add(count).filter(|end| *end <= self.map.len());
         let end = end.ok_or_else(|| format!("sources {start} + {count}"))?;
         let mut addresses = Vec::new();
         let mut ports = (0, 0);
@@ -62,16 +72,20 @@ impl SourceTable {
         Ok(sources)
     }
 
-    /// Makes everything free that [`SourceTable::read`] has not seen.
-    pub(super) fn settle(&mut self) {
-        self.regions = Regions::new(maps::MAX_SOURCES, self.places.values().copied());
+    /// Makes everything free but these places.
+    pub(super) fn settle(&mut self, in_use: &BTreeSet<Place>) {
+        let size = self.map.len();
+        let inside = |(start, count): &Place| start.checked_add(*count).is_some_and(|e| e <= size);
+        self.places.retain(|_, place| in_use.contains(place));
+        self.regions = Regions::new(size, in_use.iter().copied().filter(inside));
     }
 
-    /// Where the list lies; it is written if it is nowhere yet. `in_use` are the lists that backends have.
+    /// Where the list lies; it is written if it is nowhere yet. `in_use` are the places of lists that
+    /// backends have.
     pub(super) fn place(
         &mut self,
         sources: &Sources,
-        in_use: impl FnOnce() -> BTreeSet<Sources>,
+        in_use: impl FnOnce() -> Result<BTreeSet<Place>, ApplyError>,
     ) -> Result<Place, ApplyError> {
         if let Some(place) = self.places.get(sources) {
             return Ok(*place);
@@ -80,12 +94,10 @@ impl SourceTable {
         let start = match self.regions.take(count, Instant::now()) {
             Some(start) => start,
             None => {
-                let in_use = in_use();
-                self.places.retain(|known, _| in_use.contains(known));
-                self.settle();
+                self.settle(&in_use()?);
                 self.regions
                     .take(count, Instant::now())
-                    .ok_or_else(|| full(maps::SOURCES, maps::MAX_SOURCES))?
+                    .ok_or_else(|| full(maps::SOURCES, self.map.len(), "limits.sources"))?
             }
         };
         for (place, address) in (start..).zip(&sources.addresses) {

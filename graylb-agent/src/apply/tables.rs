@@ -5,70 +5,60 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
+    os::fd::AsFd as _,
+    sync::{Arc, atomic::AtomicU32},
     time::{Duration, Instant},
 };
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{Array, IterableMap as _, Map, MapData, MapError, PerCpuArray, PerCpuValues},
 };
 use graylb_common::{
-    backend::{
-        Active, Backend, BackendCounters, FAMILY_V4, FAMILY_V6, MODE_DSR, MODE_IPIP, MODE_NAT,
-        MODE_SNAT,
-    },
+    backend::BackendCounters,
     maps,
-    service::{PROTOCOL_TCP, PROTOCOL_UDP, Service, ServiceKey, Slot, Turn},
+    service::{Service, Slot, Turn},
     settings::Settings,
-    verdict::VerdictCounters,
+    verdict::{ServiceDrops, VerdictCounters},
 };
 
 use super::{
     ApplyError,
+    backends::{BackendTotals, Backends, Identity, backend_address},
+    batch,
+    numbers::Numbers,
     regions::Regions,
-    slot_table,
-    sources::{Place, SourceTable},
+    services::ServiceMaps,
+    sources::SourceTable,
 };
 use crate::{
     compile::{BackendImage, Change, Image, Select, ServiceImage},
-    model::{
-        mode::Mode,
-        spec::{Endpoint, Protocol},
-    },
+    model::{mode::Mode, spec::Endpoint},
 };
-
-type Services<A> = HashMap<MapData, ServiceKey<A>, Service>;
-
-/// What makes a backend's entry its own: an entry in use changes only in what is for readers.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Identity {
-    /// Number of the service.
-    service: u32,
-    /// Number of the pool.
-    pool: u32,
-    address: SocketAddr,
-    mode: Mode,
-}
 
 /// graylb's maps, and what is in them.
 pub(super) struct Tables {
-    services_v4: Services<[u8; 4]>,
-    services_v6: Services<[u8; 16]>,
+    services: ServiceMaps,
     slots: Array<MapData, Slot>,
     turns: Array<MapData, Turn>,
-    backends: Array<MapData, Backend>,
-    backend_stats: PerCpuArray<MapData, BackendCounters>,
-    active: Array<MapData, Active>,
+    backends: Backends,
     verdicts: PerCpuArray<MapData, VerdictCounters>,
+    service_drops: PerCpuArray<MapData, ServiceDrops>,
     settings: Array<MapData, Settings>,
     image: Image,
     entries: BTreeMap<Endpoint, Service>,
-    indices: BTreeMap<Identity, u32>,
+    service_ids: Numbers,
     regions: Regions,
     sources: SourceTable,
+    /// Services per family and slots that fit.
+    services_limit: u32,
+    slots_limit: u32,
+    /// How many of `entries` are of IPv4.
+    v4_services: u32,
 }
 
+/// Takes a map out of the loaded object.
 pub(super) fn take<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, ApplyError>
 where
     M: TryFrom<Map, Error = MapError>,
@@ -82,21 +72,27 @@ where
 impl Tables {
     /// Takes the maps out of the loaded object.
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, ApplyError> {
+        // The sizes are the maps' own: pinned ones keep theirs.
+        let slots: Array<MapData, Slot> = take(ebpf, maps::SLOTS)?;
+        let turns: Array<MapData, Turn> = take(ebpf, maps::TURNS)?;
+        let services_limit = turns.len() / maps::TURNS_PER_SERVICE;
+        let slots_limit = slots.len();
         Ok(Self {
-            services_v4: take(ebpf, maps::SERVICES_V4)?,
-            services_v6: take(ebpf, maps::SERVICES_V6)?,
-            slots: take(ebpf, maps::SLOTS)?,
-            turns: take(ebpf, maps::TURNS)?,
-            backends: take(ebpf, maps::BACKENDS)?,
-            backend_stats: take(ebpf, maps::BACKEND_STATS)?,
-            active: take(ebpf, maps::ACTIVE)?,
+            services: ServiceMaps::take(ebpf)?,
+            slots,
+            turns,
+            backends: Backends::take(ebpf)?,
             verdicts: take(ebpf, maps::VERDICTS)?,
+            service_drops: take(ebpf, maps::SERVICE_DROPS)?,
             settings: take(ebpf, maps::SETTINGS)?,
             image: Image::new(),
             entries: BTreeMap::new(),
-            indices: BTreeMap::new(),
-            regions: Regions::new(maps::MAX_SLOTS, []),
+            service_ids: Numbers::new(services_limit * maps::IDS_PER_SERVICE, &BTreeSet::new()),
+            regions: Regions::new(slots_limit, []),
             sources: SourceTable::take(ebpf)?,
+            services_limit,
+            slots_limit,
+            v4_services: 0,
         })
     }
 
@@ -112,15 +108,16 @@ impl Tables {
     /// out, and said so; it is put in again with the next changes.
     pub(super) fn reconcile(&mut self) -> Result<Vec<String>, ApplyError> {
         let mut notes = Vec::new();
-        for (endpoint, entry) in self.read_services()? {
+        let mut in_force = BTreeMap::new();
+        for (endpoint, entry) in self.services.read()? {
             match self.read_image(&endpoint, &entry) {
                 Ok((image, indices)) => {
-                    self.indices.extend(indices);
+                    in_force.extend(indices);
                     self.image.insert(endpoint, image);
                     self.entries.insert(endpoint, entry);
                 }
                 Err(why) => {
-                    self.remove_service(&endpoint)?;
+                    self.services.remove(&endpoint)?;
                     notes.push(format!(
                         "service {endpoint} in the kernel was damaged ({why}) and taken out"
                     ));
@@ -128,27 +125,16 @@ impl Tables {
             }
         }
         let taken = self.entries.values().map(|entry| (entry.slots_start, entry.slots_count));
-        self.regions = Regions::new(maps::MAX_SLOTS, taken);
-        self.sources.settle();
+        self.regions = Regions::new(self.slots_limit, taken);
+        self.v4_services = self.entries.keys().filter(|e| e.address.is_ipv4()).count() as u32;
+        let ids = self.entries.values().map(|entry| entry.id).collect();
+        self.service_ids = Numbers::new(self.services_limit * maps::IDS_PER_SERVICE, &ids);
+        self.backends.reconcile(&in_force, &ids, &mut self.sources)?;
+        self.sources.settle(&self.backends.source_places());
         if !self.entries.is_empty() {
             notes.push(format!("took over {} services from the pinned maps", self.entries.len()));
         }
         Ok(notes)
-    }
-
-    fn read_services(&self) -> Result<Vec<(Endpoint, Service)>, ApplyError> {
-        let mut services = Vec::new();
-        for item in self.services_v4.iter() {
-            let (key, entry) = item.map_err(|error| read_error(maps::SERVICES_V4, error))?;
-            services
-                .extend(endpoint(key.address.into(), key.port, key.protocol).map(|e| (e, entry)));
-        }
-        for item in self.services_v6.iter() {
-            let (key, entry) = item.map_err(|error| read_error(maps::SERVICES_V6, error))?;
-            services
-                .extend(endpoint(key.address.into(), key.port, key.protocol).map(|e| (e, entry)));
-        }
-        Ok(services)
     }
 
     fn read_image(
@@ -157,7 +143,7 @@ impl Tables {
         entry: &Service,
     ) -> Result<(ServiceImage, BTreeMap<Identity, u32>), String> {
         let end = entry.slots_start.checked_add(entry.slots_count);
-        if end.is_none_or(|end| end > maps::MAX_SLOTS) {
+        if end.is_none_or(|end| end > self.slots_limit) {
             return Err(format!("slots {} + {}", entry.slots_start, entry.slots_count));
         }
         let select = Select::from_abi(entry.select, entry.prefix)
@@ -178,10 +164,9 @@ impl Tables {
                 image.slots.push(*known);
                 continue;
             }
-            let backend = self.backends.get(&slot.backend, 0).map_err(|error| error.to_string())?;
-            let mode = self.read_mode(&backend)?;
-            let address = ip_address(&backend.address, backend.family)
-                .map(|ip| SocketAddr::new(ip, backend.port))
+            let backend = self.backends.entry(slot.backend).map_err(|error| error.to_string())?;
+            let mode = self.sources.mode(&backend)?;
+            let address = backend_address(&backend)
                 .filter(|address| {
                     let same_family = address.is_ipv4() == endpoint.address.is_ipv4();
                     same_family || matches!(mode, Mode::Ipip(_))
@@ -204,16 +189,6 @@ impl Tables {
         Ok((image, indices))
     }
 
-    fn read_mode(&mut self, backend: &Backend) -> Result<Mode, String> {
-        match backend.mode {
-            MODE_NAT => Ok(Mode::Nat),
-            MODE_SNAT => self.sources.read(backend).map(Mode::Snat),
-            MODE_DSR => Ok(Mode::Dsr),
-            MODE_IPIP => self.sources.read(backend).map(Mode::Ipip),
-            other => Err(format!("a backend has mode {other}")),
-        }
-    }
-
     /// Puts one change in force.
     pub(super) fn apply(&mut self, change: &Change) -> Result<u64, ApplyError> {
         match change {
@@ -228,16 +203,33 @@ impl Tables {
             Some(entry) => entry.id,
             None => self.free_service_id(&endpoint)?,
         };
+        let put = self.put_under(id, old, endpoint, image);
+        if put.is_err() && old.is_none() {
+            self.service_ids.give_back(id);
+        }
+        put
+    }
+
+    fn put_under(
+        &mut self,
+        id: u32,
+        old: Option<Service>,
+        endpoint: Endpoint,
+        image: &ServiceImage,
+    ) -> Result<u64, ApplyError> {
         let generation = old.map_or(0, |entry| entry.generation) + 1;
         let mut indices = Vec::with_capacity(image.backends.len());
         for backend in &image.backends {
-            indices.push(self.write_backend(id, image, backend)?);
+            indices.push(self.put_backend(id, image, backend)?);
         }
         let now = Instant::now();
         let count = image.slots.len() as u32;
         let start = match count {
             0 => 0,
-            _ => self.regions.take(count, now).ok_or_else(|| full(maps::SLOTS, maps::MAX_SLOTS))?,
+            _ => self
+                .regions
+                .take(count, now)
+                .ok_or_else(|| full(maps::SLOTS, self.slots_limit, "limits.slots"))?,
         };
         // The generation before this one steps through the other counter.
         let turn = id * 2 + (generation % 2) as u32;
@@ -258,7 +250,7 @@ impl Tables {
         let written = self
             .write_slots(start, &indices, &image.slots)
             .and_then(|()| set(&mut self.turns, maps::TURNS, turn, Turn { next: 0 }))
-            .and_then(|()| self.write_service(&endpoint, entry));
+            .and_then(|()| self.services.write(&endpoint, entry));
         if let Err(error) = written {
             self.regions.give_back(start, count, now);
             return Err(error);
@@ -266,101 +258,72 @@ impl Tables {
         if let Some(old) = old {
             self.regions.give_back(old.slots_start, old.slots_count, now);
         }
-        self.entries.insert(endpoint, entry);
+        if self.entries.insert(endpoint, entry).is_none() {
+            self.v4_services += u32::from(endpoint.address.is_ipv4());
+        }
         self.image.insert(endpoint, image.clone());
         Ok(generation)
     }
 
     fn remove(&mut self, endpoint: &Endpoint) -> Result<(), ApplyError> {
-        self.remove_service(endpoint)?;
+        self.services.remove(endpoint)?;
         if let Some(entry) = self.entries.remove(endpoint) {
             self.regions.give_back(entry.slots_start, entry.slots_count, Instant::now());
-            self.indices.retain(|identity, _| identity.service != entry.id);
+            self.v4_services -= u32::from(endpoint.address.is_ipv4());
+            self.service_ids.give_back(entry.id);
+            self.image.remove(endpoint);
+            self.backends.forget_service(entry.id)?;
         }
-        self.image.remove(endpoint);
         Ok(())
     }
 
-    fn free_service_id(&self, endpoint: &Endpoint) -> Result<u32, ApplyError> {
-        let same_family = self
-            .entries
-            .keys()
-            .filter(|e| e.address.is_ipv4() == endpoint.address.is_ipv4())
-            .count();
-        if same_family >= maps::MAX_SERVICES as usize {
-            return Err(full("services", maps::MAX_SERVICES));
+    fn free_service_id(&mut self, endpoint: &Endpoint) -> Result<u32, ApplyError> {
+        let size = self.services_limit;
+        let none_left = || full("services", size, "limits.services");
+        // The map of the endpoint's family may be full before the numbers, which both share, are.
+        let v4 = self.v4_services;
+        let same_family =
+            if endpoint.address.is_ipv4() { v4 } else { self.entries.len() as u32 - v4 };
+        if same_family >= size {
+            return Err(none_left());
         }
-        let used: BTreeSet<u32> = self.entries.values().map(|entry| entry.id).collect();
-        (0..2 * maps::MAX_SERVICES)
-            .find(|id| !used.contains(id))
-            .ok_or_else(|| full("services", maps::MAX_SERVICES))
+        let id = self.service_ids.take().ok_or_else(none_left)?;
+        // What an earlier service of this number dropped.
+        let zeros = vec![ServiceDrops::default(); super::possible_cpus()];
+        let written = PerCpuValues::try_from(zeros)
+            .map_err(|error| ApplyError::new("per-CPU counters", error))
+            .and_then(|zeros| {
+                let set = self.service_drops.set(id, zeros, 0);
+                set.map_err(|error| write_error(maps::SERVICE_DROPS, error))
+            });
+        if written.is_err() {
+            self.service_ids.give_back(id);
+        }
+        written.map(|()| id)
     }
 
-    /// The backend's index; its entry is written unless it is there as it should be.
-    fn write_backend(
+    /// The backend's index, where its entry is as it should be.
+    fn put_backend(
         &mut self,
         service: u32,
         image: &ServiceImage,
         backend: &BackendImage,
     ) -> Result<u32, ApplyError> {
+        let Self { entries, image: installed, backends, sources, .. } = self;
+        // Those of this change lead nowhere yet, and are not to be displaced either.
+        let keep = || {
+            let mut keep = in_force(entries, installed);
+            keep.extend(image.backends.iter().map(|backend| Identity::of(service, image, backend)));
+            keep
+        };
         let place = match image.mode.sources() {
-            Some(sources) => {
-                let indices = &self.indices;
-                self.sources.place(sources, || {
-                    let used = indices.keys().filter_map(|identity| identity.mode.sources());
-                    used.cloned().collect()
-                })?
-            }
+            Some(list) => sources.place(list, || {
+                backends.release(&keep())?;
+                Ok(backends.source_places())
+            })?,
             None => (0, 0),
         };
-        let identity = Identity {
-            service,
-            pool: image.pool,
-            address: backend.address,
-            mode: image.mode.clone(),
-        };
-        let entry = backend_entry(&identity, backend.weight, place);
-        if let Some(&index) = self.indices.get(&identity) {
-            set(&mut self.backends, maps::BACKENDS, index, entry)?;
-            return Ok(index);
-        }
-        let index = self.free_backend_index()?;
-        let cpus = aya::util::nr_cpus()
-            .map_err(|(what, error)| ApplyError::new(format!("cannot read {what}"), error))?;
-        let zeros = PerCpuValues::try_from(vec![BackendCounters::default(); cpus])
-            .map_err(|error| ApplyError::new("per-CPU counters", error))?;
-        self.backend_stats
-            .set(index, zeros, 0)
-            .map_err(|error| write_error(maps::BACKEND_STATS, error))?;
-        set(&mut self.active, maps::ACTIVE, index, Active::default())?;
-        set(&mut self.backends, maps::BACKENDS, index, entry)?;
-        self.indices.insert(identity, index);
-        Ok(index)
-    }
-
-    /// An index that no backend has; when there is none left, that of a backend not in force any more.
-    fn free_backend_index(&mut self) -> Result<u32, ApplyError> {
-        if self.indices.len() >= maps::MAX_BACKENDS as usize {
-            let in_force: BTreeSet<Identity> = self
-                .entries
-                .iter()
-                .flat_map(|(endpoint, entry)| {
-                    let backends = self.image.get(endpoint).map_or(&[][..], |i| &i.backends);
-                    let mode = self.image.get(endpoint).map(|i| i.mode.clone()).unwrap_or_default();
-                    backends.iter().map(move |backend| Identity {
-                        service: entry.id,
-                        pool: entry.pool,
-                        address: backend.address,
-                        mode: mode.clone(),
-                    })
-                })
-                .collect();
-            self.indices.retain(|identity, _| in_force.contains(identity));
-        }
-        let used: BTreeSet<u32> = self.indices.values().copied().collect();
-        (0..maps::MAX_BACKENDS)
-            .find(|index| !used.contains(index))
-            .ok_or_else(|| full(maps::BACKENDS, maps::MAX_BACKENDS))
+        backends.put(Identity::of(service, image, backend), backend.weight, place, keep)
     }
 
     fn write_slots(
@@ -373,31 +336,10 @@ impl Tables {
             Some(&backend) => Ok(Slot { backend }),
             None => Err(ApplyError::text(format!("slot {slot} of {} backends", indices.len()))),
         });
-        slot_table::write(&mut self.slots, start, &led.collect::<Result<Vec<_>, _>>()?)
-    }
-
-    fn write_service(&mut self, endpoint: &Endpoint, entry: Service) -> Result<(), ApplyError> {
-        match endpoint.address.ip() {
-            IpAddr::V4(ip) => self
-                .services_v4
-                .insert(key(ip.octets(), endpoint), entry, 0)
-                .map_err(|error| write_error(maps::SERVICES_V4, error)),
-            IpAddr::V6(ip) => self
-                .services_v6
-                .insert(key(ip.octets(), endpoint), entry, 0)
-                .map_err(|error| write_error(maps::SERVICES_V6, error)),
-        }
-    }
-
-    fn remove_service(&mut self, endpoint: &Endpoint) -> Result<(), ApplyError> {
-        let removed = match endpoint.address.ip() {
-            IpAddr::V4(ip) => self.services_v4.remove(&key(ip.octets(), endpoint)),
-            IpAddr::V6(ip) => self.services_v6.remove(&key(ip.octets(), endpoint)),
-        };
-        match removed {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(error) => Err(ApplyError::new(format!("cannot remove service {endpoint}"), error)),
-        }
+        let led = led.collect::<Result<Vec<_>, _>>()?;
+        let places: Vec<u32> = (start..).take(led.len()).collect();
+        batch::update(self.slots.map().fd().as_fd(), &places, &led)
+            .map_err(|error| write_error(maps::SLOTS, error))
     }
 
     pub(super) fn set_udp_timeout(&mut self, timeout: Duration) -> Result<(), ApplyError> {
@@ -431,23 +373,69 @@ impl Tables {
         Ok(total)
     }
 
+    /// Packets of each service that did not go on their way, all CPUs together, by endpoint.
+    pub(super) fn service_drops(&self) -> Result<BTreeMap<Endpoint, ServiceDrops>, ApplyError> {
+        let cpus = super::possible_cpus();
+        let map = self.service_drops.map().fd().as_fd();
+        let all = batch::read_array::<ServiceDrops>(map, self.service_ids.end(), cpus)
+            .map_err(|error| read_error(maps::SERVICE_DROPS, error))?;
+        let mut drops = BTreeMap::new();
+        for (endpoint, entry) in &self.entries {
+            let mut total = ServiceDrops::default();
+            all.chunks(cpus)
+                .nth(entry.id as usize)
+                .into_iter()
+                .flatten()
+                .for_each(|c| total.add(c));
+            drops.insert(*endpoint, total);
+        }
+        Ok(drops)
+    }
+
+    /// Every backend's counters by index, all CPUs together.
+    pub(super) fn counters(&self) -> Result<Vec<BackendTotals>, ApplyError> {
+        self.backends.all_counters().map_err(|error| read_error(maps::BACKEND_STATS, error))
+    }
+
+    /// Where the backends' indices end; it follows.
+    pub(super) fn backends_end(&self) -> Arc<AtomicU32> {
+        self.backends.end()
+    }
+
+    /// Counts the socket hook's connected sockets from zero.
+    pub(super) fn forget_sockets(&mut self) -> Result<(), ApplyError> {
+        self.backends.forget_sockets()
+    }
+
+    pub(super) fn backend_indices(
+        &self,
+        endpoint: &Endpoint,
+    ) -> impl Iterator<Item = (u32, SocketAddr, u32)> {
+        let entry = self.entries.get(endpoint);
+        let mine = entry.into_iter().flat_map(|entry| self.backends.of_service(entry.id));
+        mine.map(|(identity, index)| (identity.pool, identity.address, index))
+    }
+
     pub(super) fn backend_counters(
         &self,
         endpoint: &Endpoint,
     ) -> Result<Vec<(u32, SocketAddr, BackendCounters)>, ApplyError> {
         let Some(entry) = self.entries.get(endpoint) else { return Ok(Vec::new()) };
-        let mine = self.indices.iter().filter(|(identity, _)| identity.service == entry.id);
         let mut counters: BTreeMap<(u32, SocketAddr), BackendCounters> = BTreeMap::new();
-        for (identity, index) in mine {
-            let per_cpu = self
-                .backend_stats
-                .get(index, 0)
-                .map_err(|error| read_error(maps::BACKEND_STATS, error))?;
-            let total = counters.entry((identity.pool, identity.address)).or_default();
-            per_cpu.iter().for_each(|counters| total.add(counters));
+        for (Identity { pool, address, .. }, index) in self.backends.of_service(entry.id) {
+            counters.entry((*pool, *address)).or_default().add(&self.backends.counters(index)?);
         }
         Ok(counters.into_iter().map(|((pool, address), total)| (pool, address, total)).collect())
     }
+}
+
+/// The backends that services lead to.
+fn in_force(entries: &BTreeMap<Endpoint, Service>, image: &Image) -> BTreeSet<Identity> {
+    let services = entries.iter().filter_map(|(endpoint, entry)| {
+        let image = image.get(endpoint)?;
+        Some(image.backends.iter().map(|backend| Identity::of(entry.id, image, backend)))
+    });
+    services.flatten().collect()
 }
 
 pub(super) fn set<V: aya::Pod>(
@@ -459,77 +447,16 @@ pub(super) fn set<V: aya::Pod>(
     map.set(index, value, 0).map_err(|error| write_error(name, error))
 }
 
-fn write_error(map: &str, error: MapError) -> ApplyError {
+pub(super) fn write_error(map: &str, error: impl std::error::Error) -> ApplyError {
     ApplyError::new(format!("the kernel refused a write to map {map}"), error)
 }
 
-fn read_error(map: &str, error: MapError) -> ApplyError {
+pub(super) fn read_error(map: &str, error: impl std::error::Error) -> ApplyError {
     ApplyError::new(format!("cannot read map {map}"), error)
 }
 
-pub(super) fn full(map: &str, size: u32) -> ApplyError {
-    ApplyError::text(format!("map {map} is full: all of its {size} entries are in use"))
-}
-
-const fn protocol_number(protocol: Protocol) -> u8 {
-    match protocol {
-        Protocol::Tcp => PROTOCOL_TCP,
-        Protocol::Udp => PROTOCOL_UDP,
-    }
-}
-
-const fn key<A>(address: A, endpoint: &Endpoint) -> ServiceKey<A> {
-    ServiceKey {
-        address,
-        port: endpoint.address.port(),
-        protocol: protocol_number(endpoint.protocol),
-        reserved: 0,
-    }
-}
-
-fn endpoint(address: IpAddr, port: u16, protocol: u8) -> Option<Endpoint> {
-    let protocol = match protocol {
-        PROTOCOL_TCP => Protocol::Tcp,
-        PROTOCOL_UDP => Protocol::Udp,
-        _ => return None,
-    };
-    Some(Endpoint { address: SocketAddr::new(address, port), protocol })
-}
-
-fn backend_entry(identity: &Identity, weight: u16, (start, count): Place) -> Backend {
-    let address = identity.address;
-    Backend {
-        address: address_bytes(address.ip()),
-        port: address.port(),
-        family: if address.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 },
-        mode: match identity.mode {
-            Mode::Nat => MODE_NAT,
-            Mode::Snat(_) => MODE_SNAT,
-            Mode::Dsr => MODE_DSR,
-            Mode::Ipip(_) => MODE_IPIP,
-        },
-        service: identity.service,
-        pool: identity.pool,
-        weight: u32::from(weight),
-        sources_start: start,
-        sources_count: count,
-    }
-}
-
-/// An address as the maps hold it.
-pub(super) const fn address_bytes(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
-        IpAddr::V6(ip) => ip.octets(),
-    }
-}
-
-/// An address that the maps hold.
-pub(super) fn ip_address(bytes: &[u8; 16], family: u8) -> Option<IpAddr> {
-    let address = Ipv6Addr::from(*bytes);
-    match family {
-        FAMILY_V4 => address.to_ipv4_mapped().map(IpAddr::V4),
-        FAMILY_V6 => Some(IpAddr::V6(address)),
-        _ => None,
-    }
+pub(super) fn full(map: &str, size: u32, option: &str) -> ApplyError {
+    ApplyError::text(format!(
+        "map {map} is full: all of its {size} entries are in use; raise {option}, `graylb unload` and start again"
+    ))
 }

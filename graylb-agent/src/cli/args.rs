@@ -9,6 +9,7 @@ Examples:
   graylb check /etc/graylb/graylb.toml            look a config over
   graylb run --config /etc/graylb/graylb.toml     start the agent (as root)
   graylb status                                   where each service's traffic goes
+  graylb status --drops                           what became of packets, and why
   graylb switch shop green                        send shop's new connections to pool green
   graylb switch shop 10.0.0.7:80,10.0.0.8:80      ... or to these backends
   curl 'http://127.0.0.1:7878/_switch_upstream?upstream=green' -H 'Host: shop.example'
@@ -51,8 +52,14 @@ pub(super) enum Command {
         #[command(flatten)]
         client: ClientArguments,
         /// As JSON, as the API says it
-        #[arg(long)]
+        #[arg(long, conflicts_with = "drops")]
         json: bool,
+        /// What became of packets, by verdict, instead
+        #[arg(long)]
+        drops: bool,
+        /// With --drops: verdicts that no packet had, too
+        #[arg(long, requires = "drops")]
+        all: bool,
     },
     /// Send a service's new connections to another pool; existing ones stay where they are
     Switch {

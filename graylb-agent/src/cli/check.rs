@@ -3,7 +3,10 @@
 use std::{fmt::Write as _, path::Path};
 
 use super::{Exit, fail, print};
-use crate::config::Config;
+use crate::{
+    apply::possible_cpus,
+    config::{Config, map_sizes},
+};
 
 pub(super) fn check(path: &Path) -> Exit {
     let (config, warnings) = match Config::load(path) {
@@ -29,9 +32,16 @@ fn summary(text: &mut String, config: &Config) -> std::fmt::Result {
         let probe = if pool.probe.is_some() { "probed" } else { "not probed" };
         writeln!(text, "  {name}  {} backends, {}, {probe}", pool.backends.len(), pool.balance)?;
     }
-    writeln!(text, "flow tables, about:")?;
-    for (map, bytes) in config.flows.memory() {
-        writeln!(text, "  {map:<13} {:>8.1} MiB", bytes as f64 / f64::from(1 << 20))?;
+    let cpus = possible_cpus() as u64;
+    writeln!(text, "kernel memory, about ({cpus} possible CPUs):")?;
+    let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let mut total = 0;
+    for size in map_sizes(&config.flows, &config.limits) {
+        let bytes = size.memory(cpus);
+        total += bytes;
+        let (name, entries) = (size.name, size.entries);
+        writeln!(text, "  {name:<13} {entries:>9} entries {:>9.1} MiB", mebibytes(bytes))?;
     }
+    writeln!(text, "  {:<13} {:>27.1} MiB", "total", mebibytes(total))?;
     writeln!(text, "the config is good")
 }

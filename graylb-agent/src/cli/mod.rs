@@ -2,6 +2,7 @@
 
 mod args;
 mod check;
+mod drops;
 mod run;
 mod status;
 
@@ -51,10 +52,13 @@ pub fn main() -> ExitCode {
         Command::Run { config } => run::run(&config),
         Command::Check { config } => check::check(&config),
         Command::Unload { pin_dir } => unload(&pin_dir),
-        Command::Status { client, json } => call(&client, async |client: Client| {
+        Command::Status { client, json, drops, all } => call(&client, async |client: Client| {
             let report: StatusReport = client.get("/v1/status").await?;
-            let text = if json { format!("{:#}\n", json!(report)) } else { status::table(&report) };
-            Ok(text)
+            Ok(match (json, drops) {
+                (true, _) => format!("{:#}\n", json!(report)),
+                (false, true) => drops::table(&report, all),
+                (false, false) => status::table(&report),
+            })
         }),
         Command::Switch { client, service, pool, force } => {
             call(&client, async |client: Client| switch(client, &service, pool, force).await)

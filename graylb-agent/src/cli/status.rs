@@ -3,8 +3,8 @@
 use std::fmt::{self, Write as _};
 
 use crate::{
-    apply::Attachment,
-    daemon::{ServiceReport, StatusReport},
+    apply::{Attachment, SocketHook},
+    daemon::{FormerPool, ServiceReport, StatusReport},
     model::health::HealthState,
 };
 
@@ -26,6 +26,9 @@ fn write(text: &mut String, report: &StatusReport) -> fmt::Result {
         let by = if pattern == interface { String::new() } else { format!(" ({pattern:?})") };
         writeln!(text, "{interface}{by} by {hook}: {reason}")?;
     }
+    if let Some(SocketHook { cgroup, reason }) = &report.socket_hook {
+        writeln!(text, "socket hook at {}: {reason}", cgroup.display())?;
+    }
     for problem in &report.problems {
         writeln!(text, "PROBLEM: {problem}")?;
     }
@@ -39,7 +42,28 @@ fn write(text: &mut String, report: &StatusReport) -> fmt::Result {
         .filter(|(_, packets)| **packets > 0)
         .map(|(name, packets)| format!("{name} {packets}"))
         .collect();
-    writeln!(text, "packets: {}", seen.join(", "))
+    writeln!(text, "packets: {}", seen.join(", "))?;
+    write_flows(text, report)
+}
+
+fn write_flows(text: &mut String, report: &StatusReport) -> fmt::Result {
+    let percent = |entries: u64, size: u64| 100.0 * entries as f64 / size.max(1) as f64;
+    let used = report.flow_tables.iter().filter(|fill| fill.entries > 0);
+    let tables: Vec<String> = used
+        .map(|fill| {
+            let (entries, size) = (fill.entries, fill.size);
+            format!("{} {entries}/{size} ({:.0} %)", fill.table, percent(entries, size))
+        })
+        .collect();
+    if !tables.is_empty() {
+        writeln!(text, "flow tables: {}", tables.join(", "))?;
+    }
+    let ended = report.flows_ended.iter().filter(|(_, flows)| **flows > 0);
+    let ended: Vec<String> = ended.map(|(why, flows)| format!("{why} {flows}")).collect();
+    if !ended.is_empty() {
+        writeln!(text, "flows removed since the agent started: {}", ended.join(", "))?;
+    }
+    Ok(())
 }
 
 fn write_service(text: &mut String, service: &ServiceReport) -> fmt::Result {
@@ -63,10 +87,19 @@ fn write_service(text: &mut String, service: &ServiceReport) -> fmt::Result {
     if let Some(problem) = &service.problem {
         writeln!(text, "  PROBLEM: {problem}")?;
     }
-    let header =
-        ["backend", "weight", "state", "takes flows", "opened", "established", "refused", "closed"];
-    let [b, w, s, t, o, e, r, c] = header;
-    writeln!(text, "  {b:<28} {w:>6}  {s:<8} {t:<11} {o:>9} {e:>11} {r:>8} {c:>9}  reason")?;
+    let header = [
+        "backend",
+        "weight",
+        "state",
+        "takes flows",
+        "active",
+        "opened",
+        "established",
+        "refused",
+        "closed",
+    ];
+    let [b, w, s, t, a, o, e, r, c] = header;
+    writeln!(text, "  {b:<28} {w:>6}  {s:<8} {t:<11} {a:>8} {o:>9} {e:>11} {r:>8} {c:>9}  reason")?;
     for backend in &service.backends {
         let state = match backend.state {
             HealthState::Unknown => "unknown",
@@ -76,9 +109,10 @@ fn write_service(text: &mut String, service: &ServiceReport) -> fmt::Result {
         let takes = if backend.takes_flows { "yes" } else { "no" };
         writeln!(
             text,
-            "  {:<28} {:>6}  {state:<8} {takes:<11} {:>9} {:>11} {:>8} {:>9}  {}",
+            "  {:<28} {:>6}  {state:<8} {takes:<11} {:>8} {:>9} {:>11} {:>8} {:>9}  {}",
             backend.address.to_string(),
             backend.weight,
+            backend.active,
             backend.opened,
             backend.established,
             backend.refused,
@@ -86,5 +120,25 @@ fn write_service(text: &mut String, service: &ServiceReport) -> fmt::Result {
             backend.reason
         )?;
     }
+    for former in &service.former {
+        write_former(text, former)?;
+    }
     Ok(())
+}
+
+/// A pool that was switched away from, while it has flows.
+fn write_former(text: &mut String, former: &FormerPool) -> fmt::Result {
+    let active: u64 = former.backends.iter().map(|backend| backend.active).sum();
+    if active == 0 {
+        return Ok(());
+    }
+    let idle = former.backends.iter().map(|backend| backend.longest_idle_seconds).max();
+    let oldest = former.backends.iter().filter_map(|backend| backend.oldest_generation).min();
+    let oldest = oldest.map_or_else(String::new, |g| format!(", the oldest of generation {g}"));
+    writeln!(
+        text,
+        "  {} still has {active} flows{oldest}, idle for {} s at most",
+        former.pool,
+        idle.unwrap_or_default()
+    )
 }

@@ -2,9 +2,8 @@
 
 use std::ops::RangeInclusive;
 
-use graylb_common::maps::MAX_SLOTS;
-
 use super::{
+    LimitsConfig,
     diagnostic::{Report, Span, did_you_mean},
     read::Section,
 };
@@ -52,13 +51,13 @@ pub(super) fn apply(
 }
 
 /// Checks that the services' slots, all in one table of the kernel, fit with their default pools in force.
-pub(super) fn check_slots(spec: &Spec, report: &mut Report<'_>) {
+pub(super) fn check_slots(spec: &Spec, limits: &LimitsConfig, report: &mut Report<'_>) {
     let pools = spec.services.values().filter_map(|service| spec.pools.get(&service.default_pool));
     let slots: u64 = pools.map(|pool| u64::from(pool.slots())).sum();
-    if slots > u64::from(MAX_SLOTS) {
+    if slots > u64::from(limits.slots) {
         report.error(
             &(0..0),
-            format!("the services need {slots} slots together, {MAX_SLOTS} fit: use smaller maglev_size or rounder weights"),
+            format!("the services need {slots} slots together, {} fit: raise limits.slots, or use smaller maglev_size or rounder weights", limits.slots),
         );
     }
 }

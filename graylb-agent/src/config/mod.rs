@@ -4,6 +4,7 @@
 
 mod balance;
 pub mod diagnostic;
+mod memory;
 mod mode;
 mod read;
 mod services;
@@ -19,31 +20,46 @@ use std::{
 
 use toml::de::DeTable;
 
-pub use self::diagnostic::{ConfigErrors, Diagnostic};
+pub use self::{
+    diagnostic::{ConfigErrors, Diagnostic},
+    memory::{MapSize, map_sizes},
+};
 use self::{
     diagnostic::{Report, Severity},
     read::Section,
 };
 pub use crate::model::interfaces::{AttachMode, InterfaceConfig};
-use crate::model::spec::Spec;
+use crate::model::{ageing::Timeouts, spec::Spec};
 
 /// Longest config file, in bytes.
-const MAX_FILE_LEN: u64 = 4 << 20;
+const MAX_FILE_LEN: u64 = 64 << 20;
 
 /// Tables at the top of the file.
-const TOP_KEYS: &[&str] = &["agent", "api", "flows", "interfaces", "services", "pools"];
+const TOP_KEYS: &[&str] =
+    &["agent", "api", "flows", "limits", "interfaces", "socket_hook", "services", "pools"];
 
 /// Every option, by the table that it is in; docs/config.md has a line for each.
 pub const OPTIONS: &[(&str, &[&str])] = &[
     ("agent", settings::AGENT_KEYS),
     ("api", settings::API_KEYS),
     ("flows", settings::FLOWS_KEYS),
+    ("limits", settings::LIMITS_KEYS),
     ("interfaces.NAME", settings::INTERFACE_KEYS),
+    ("socket_hook", settings::SOCKET_HOOK_KEYS),
     ("services.NAME", services::SERVICE_KEYS),
     ("pools.NAME", services::POOL_KEYS),
     ("pools.NAME.backends[]", services::BACKEND_KEYS),
     ("pools.NAME.probe", services::PROBE_KEYS),
 ];
+
+/// The hook at sockets of clients on this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SocketHookConfig {
+    /// Whether it is attached.
+    pub enabled: bool,
+    /// The cgroup whose processes it is for; without it the root of the first cgroup2 mount.
+    pub cgroup: Option<PathBuf>,
+}
 
 /// The agent's own settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,8 +92,31 @@ pub struct FlowsConfig {
     pub half_open: u32,
     /// UDP flows.
     pub udp: u32,
+    /// An established TCP flow without a packet for this long is forgotten.
+    pub tcp_timeout: Duration,
+    /// The same for one that both ends have closed.
+    pub tcp_closed_timeout: Duration,
+    /// The same for one in its handshake.
+    pub half_open_timeout: Duration,
     /// A UDP flow without a packet for this long chooses its backend anew.
     pub udp_timeout: Duration,
+    /// UDP flows leave a backend whose probes failed.
+    pub udp_leave_down: bool,
+    /// From the end of one look over the tables to the next.
+    pub sweep_interval: Duration,
+}
+
+/// Sizes of the tables that the agent writes, in entries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitsConfig {
+    /// Services per IP family.
+    pub services: u32,
+    /// Slots of all services together.
+    pub slots: u32,
+    /// Backends, counted for each service and pool that they are in.
+    pub backends: u32,
+    /// Source addresses of all pools together.
+    pub sources: u32,
 }
 
 /// A whole config.
@@ -89,8 +128,12 @@ pub struct Config {
     pub api: ApiConfig,
     /// Where to attach; not empty, no two that hold for an interface equally.
     pub interfaces: Vec<InterfaceConfig>,
+    /// The socket hook.
+    pub socket_hook: SocketHookConfig,
     /// Flow tables.
     pub flows: FlowsConfig,
+    /// The other tables.
+    pub limits: LimitsConfig,
     /// Services and pools.
     pub spec: Spec,
 }
@@ -132,12 +175,16 @@ impl Config {
         let top = Section::top(&table);
         top.refuse_unknown(TOP_KEYS, &mut report);
         let interfaces = settings::interfaces(&top, &mut report);
+        let limits = settings::limits(&top, &mut report);
+        let socket_hook = settings::socket_hook(&top, &mut report);
         let config = Self {
             agent: settings::agent(&top, &mut report),
             api: settings::api(&top, &mut report),
             flows: settings::flows(&top, &mut report),
-            spec: services::spec(&top, &interfaces, &mut report),
+            spec: services::spec(&top, &interfaces, &socket_hook, &limits, &mut report),
+            limits,
             interfaces,
+            socket_hook,
         };
         report.finish().map(|warnings| (config, warnings))
     }
@@ -161,6 +208,11 @@ impl Config {
         compare("flows.tcp", self.flows.tcp == running.flows.tcp);
         compare("flows.half_open", self.flows.half_open == running.flows.half_open);
         compare("flows.udp", self.flows.udp == running.flows.udp);
+        let (a, b) = (&self.limits, &running.limits);
+        compare("limits.services", a.services == b.services);
+        compare("limits.slots", a.slots == b.slots);
+        compare("limits.backends", a.backends == b.backends);
+        compare("limits.sources", a.sources == b.sources);
         options
     }
 }
@@ -177,29 +229,15 @@ fn read_file(path: &Path) -> Result<String, String> {
 }
 
 impl FlowsConfig {
-    /// About how much kernel memory each flow table takes, in bytes: entries × (key and value, each
-    /// rounded up to 8, plus 64 for the element's header and its place in the bucket and LRU lists).
+    /// The timeouts, as the ageing of flows wants them.
     #[must_use]
-    pub fn memory(&self) -> [(&'static str, u64); 6] {
-        use graylb_common::{
-            flow::{Flow, FlowKey, HalfOpen},
-            maps,
-        };
-        const fn bytes<K, V>(entries: u32) -> u64 {
-            const HEADER: usize = 64;
-            let element = size_of::<K>().next_multiple_of(8) + size_of::<V>() + HEADER;
-            entries as u64 * element as u64
+    pub const fn timeouts(&self) -> Timeouts {
+        Timeouts {
+            tcp: self.tcp_timeout,
+            tcp_closed: self.tcp_closed_timeout,
+            half_open: self.half_open_timeout,
+            udp: self.udp_timeout,
         }
-        type V4 = [u8; 4];
-        type V6 = [u8; 16];
-        [
-            (maps::TCP_V4, bytes::<FlowKey<V4>, Flow<V4>>(self.tcp)),
-            (maps::TCP_V6, bytes::<FlowKey<V6>, Flow<V6>>(self.tcp)),
-            (maps::HALF_OPEN_V4, bytes::<FlowKey<V4>, HalfOpen<V4>>(self.half_open)),
-            (maps::HALF_OPEN_V6, bytes::<FlowKey<V6>, HalfOpen<V6>>(self.half_open)),
-            (maps::UDP_V4, bytes::<FlowKey<V4>, Flow<V4>>(self.udp)),
-            (maps::UDP_V6, bytes::<FlowKey<V6>, Flow<V6>>(self.udp)),
-        ]
     }
 }
 

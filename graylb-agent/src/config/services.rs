@@ -9,7 +9,7 @@ use std::{
 use toml::{Spanned, de::DeValue};
 
 use super::{
-    InterfaceConfig, balance,
+    InterfaceConfig, LimitsConfig, SocketHookConfig, balance,
     diagnostic::{Report, Span, did_you_mean},
     mode,
     read::{At, Section, integer, string},
@@ -58,6 +58,8 @@ struct ServicePlaces {
 pub(super) fn spec(
     top: &Section<'_>,
     interfaces: &[InterfaceConfig],
+    socket_hook: &SocketHookConfig,
+    limits: &LimitsConfig,
     report: &mut Report<'_>,
 ) -> Spec {
     let mut spec = Spec::default();
@@ -84,8 +86,9 @@ pub(super) fn spec(
     if spec.services.is_empty() && top.value("services").is_none() {
         report.error(&(0..0), "no service: write a table such as [services.shop]");
     }
-    check_services(&spec, &places, interfaces, report);
-    balance::check_slots(&spec, report);
+    let on_loopback = interfaces.iter().any(|interface| interface.pattern.matches("lo"));
+    check_services(&spec, &places, on_loopback || socket_hook.enabled, report);
+    balance::check_slots(&spec, limits, report);
     spec
 }
 
@@ -351,12 +354,8 @@ fn status_range(value: &Spanned<DeValue<'_>>) -> Option<(u16, u16)> {
     (100 <= low && low <= high && high <= 599).then_some((low, high))
 }
 
-fn check_services(
-    spec: &Spec,
-    places: &Places,
-    interfaces: &[InterfaceConfig],
-    report: &mut Report<'_>,
-) {
+/// `local`: whether clients on this host reach services on loopback addresses.
+fn check_services(spec: &Spec, places: &Places, local: bool, report: &mut Report<'_>) {
     let mut endpoints: BTreeMap<Endpoint, &Name> = BTreeMap::new();
     let mut aliases: BTreeMap<&str, &Name> = BTreeMap::new();
     for (name, service) in &spec.services {
@@ -376,7 +375,7 @@ fn check_services(
             check_pool(name, service, pool, &at.default_pool, report);
         }
         let loopback = service.endpoint.address.ip().is_loopback();
-        if loopback && !interfaces.iter().any(|interface| interface.pattern.matches("lo")) {
+        if loopback && !local {
             report.warning(&at.name, format!("service {name} is on the loopback address {}, but [interfaces.lo] is missing: nobody will reach it", service.endpoint.address));
         }
     }

@@ -1,11 +1,12 @@
-//! Sections `agent`, `api`, `flows` and `interfaces`.
+//! Sections `agent`, `api`, `flows`, `limits`, `interfaces` and `socket_hook`.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use graylb_common::maps;
 
 use super::{
-    AgentConfig, ApiConfig, AttachMode, FlowsConfig, InterfaceConfig,
+    AgentConfig, ApiConfig, AttachMode, FlowsConfig, InterfaceConfig, LimitsConfig,
+    SocketHookConfig,
     diagnostic::{Report, did_you_mean},
     read::Section,
 };
@@ -16,14 +17,37 @@ pub(super) const AGENT_KEYS: &[&str] = &["pin_dir", "state_file", "log", "kernel
 /// Options of `[api]`.
 pub(super) const API_KEYS: &[&str] = &["listen", "token_file"];
 /// Options of `[flows]`.
-pub(super) const FLOWS_KEYS: &[&str] = &["tcp", "half_open", "udp", "udp_timeout"];
+pub(super) const FLOWS_KEYS: &[&str] = &[
+    "tcp",
+    "half_open",
+    "udp",
+    "tcp_timeout",
+    "tcp_closed_timeout",
+    "half_open_timeout",
+    "udp_timeout",
+    "udp_leave_down",
+    "sweep_interval",
+];
+/// Options of `[limits]`.
+pub(super) const LIMITS_KEYS: &[&str] = &["services", "slots", "backends", "sources"];
 /// Options of `[interfaces.NAME]`.
 pub(super) const INTERFACE_KEYS: &[&str] = &["attach"];
+/// Options of `[socket_hook]`.
+pub(super) const SOCKET_HOOK_KEYS: &[&str] = &["enabled", "cgroup"];
 
 /// Entries of a flow table.
 const FLOW_ENTRIES: std::ops::RangeInclusive<u32> = 1024..=1 << 24;
-const UDP_TIMEOUT: std::ops::RangeInclusive<Duration> =
-    Duration::from_secs(1)..=Duration::from_secs(3600);
+type Durations = std::ops::RangeInclusive<Duration>;
+const HOUR: u64 = 3600;
+const TCP_TIMEOUT: Durations = Duration::from_secs(60)..=Duration::from_secs(240 * HOUR);
+/// Of flows that may go any second.
+const SHORT_TIMEOUT: Durations = Duration::from_secs(1)..=Duration::from_secs(HOUR);
+const SWEEP_INTERVAL: Durations = Duration::from_secs(1)..=Duration::from_secs(600);
+type Entries = std::ops::RangeInclusive<u32>;
+const SERVICE_ENTRIES: Entries = 1..=1 << 16;
+const SLOT_ENTRIES: Entries = 1..=1 << 24;
+const BACKEND_ENTRIES: Entries = 1..=1 << 20;
+const SOURCE_ENTRIES: Entries = 1..=1 << 16;
 
 impl Default for AgentConfig {
     fn default() -> Self {
@@ -48,7 +72,25 @@ impl Default for FlowsConfig {
             tcp: maps::DEFAULT_TCP_ENTRIES,
             half_open: maps::DEFAULT_HALF_OPEN_ENTRIES,
             udp: maps::DEFAULT_UDP_ENTRIES,
+            // RFC 5382, REQ-5: at least 2 hours 4 minutes, so that TCP's keep-alive comes first.
+            tcp_timeout: Duration::from_secs(124 * 60),
+            // TCP_TIMEWAIT_LEN: after that the ends have forgotten the connection, too.
+            tcp_closed_timeout: Duration::from_secs(60),
+            half_open_timeout: Duration::from_secs(60),
             udp_timeout: Duration::from_secs(60),
+            udp_leave_down: true,
+            sweep_interval: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            services: maps::DEFAULT_SERVICES,
+            slots: maps::DEFAULT_SLOTS,
+            backends: maps::DEFAULT_BACKENDS,
+            sources: maps::DEFAULT_SOURCES,
         }
     }
 }
@@ -57,20 +99,10 @@ pub(super) fn agent(top: &Section<'_>, report: &mut Report<'_>) -> AgentConfig {
     let mut config = AgentConfig::default();
     let Some(section) = top.section("agent", report) else { return config };
     section.refuse_unknown(AGENT_KEYS, report);
-    let path = |key: &str, report: &mut Report<'_>| -> Option<PathBuf> {
-        let (text, span) = section.string(key, report)?;
-        if !text.starts_with('/') {
-            report.error(
-                &span,
-                format!("{} = {text:?} is no absolute path: start it with /", section.name(key)),
-            );
-        }
-        Some(text.into())
-    };
-    if let Some(pin_dir) = path("pin_dir", report) {
+    if let Some(pin_dir) = absolute_path(&section, "pin_dir", report) {
         config.pin_dir = pin_dir;
     }
-    if let Some(state_file) = path("state_file", report) {
+    if let Some(state_file) = absolute_path(&section, "state_file", report) {
         config.state_file = state_file;
     }
     if let Some((filter, span)) = section.string("log", report) {
@@ -81,6 +113,17 @@ pub(super) fn agent(top: &Section<'_>, report: &mut Report<'_>) -> AgentConfig {
     }
     config.kernel_log = section.boolean("kernel_log", report).unwrap_or(config.kernel_log);
     config
+}
+
+fn absolute_path(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Option<PathBuf> {
+    let (text, span) = section.string(key, report)?;
+    if !text.starts_with('/') {
+        report.error(
+            &span,
+            format!("{} = {text:?} is no absolute path: start it with /", section.name(key)),
+        );
+    }
+    Some(text.into())
 }
 
 pub(super) fn api(top: &Section<'_>, report: &mut Report<'_>) -> ApiConfig {
@@ -108,9 +151,32 @@ pub(super) fn flows(top: &Section<'_>, report: &mut Report<'_>) -> FlowsConfig {
     config.half_open =
         section.integer("half_open", FLOW_ENTRIES, report).unwrap_or(config.half_open);
     config.udp = section.integer("udp", FLOW_ENTRIES, report).unwrap_or(config.udp);
-    if let Some((timeout, _)) = section.duration("udp_timeout", UDP_TIMEOUT, report) {
-        config.udp_timeout = timeout;
-    }
+    let mut duration = |key: &str, allowed: Durations, default: &mut Duration| {
+        if let Some((found, _)) = section.duration(key, allowed, report) {
+            *default = found;
+        }
+    };
+    duration("tcp_timeout", TCP_TIMEOUT, &mut config.tcp_timeout);
+    duration("tcp_closed_timeout", SHORT_TIMEOUT, &mut config.tcp_closed_timeout);
+    duration("half_open_timeout", SHORT_TIMEOUT, &mut config.half_open_timeout);
+    duration("udp_timeout", SHORT_TIMEOUT, &mut config.udp_timeout);
+    duration("sweep_interval", SWEEP_INTERVAL, &mut config.sweep_interval);
+    config.udp_leave_down =
+        section.boolean("udp_leave_down", report).unwrap_or(config.udp_leave_down);
+    config
+}
+
+pub(super) fn limits(top: &Section<'_>, report: &mut Report<'_>) -> LimitsConfig {
+    let mut config = LimitsConfig::default();
+    let Some(section) = top.section("limits", report) else { return config };
+    section.refuse_unknown(LIMITS_KEYS, report);
+    let mut entries = |key: &str, allowed: Entries, default: &mut u32| {
+        *default = section.integer(key, allowed, report).unwrap_or(*default);
+    };
+    entries("services", SERVICE_ENTRIES, &mut config.services);
+    entries("slots", SLOT_ENTRIES, &mut config.slots);
+    entries("backends", BACKEND_ENTRIES, &mut config.backends);
+    entries("sources", SOURCE_ENTRIES, &mut config.sources);
     config
 }
 
@@ -142,6 +208,17 @@ pub(super) fn interfaces(top: &Section<'_>, report: &mut Report<'_>) -> Vec<Inte
         interfaces.push(InterfaceConfig { pattern, attach });
     }
     interfaces
+}
+
+pub(super) fn socket_hook(top: &Section<'_>, report: &mut Report<'_>) -> SocketHookConfig {
+    let Some(section) = top.section("socket_hook", report) else {
+        return SocketHookConfig::default();
+    };
+    section.refuse_unknown(SOCKET_HOOK_KEYS, report);
+    SocketHookConfig {
+        enabled: section.boolean("enabled", report).unwrap_or(false),
+        cgroup: absolute_path(&section, "cgroup", report),
+    }
 }
 
 fn attach_mode(section: &Section<'_>, report: &mut Report<'_>) -> AttachMode {

@@ -54,6 +54,9 @@ udp_timeout = "1 minute"
 attach = "xdp-generic"
 [interfaces.a-name-that-is-too-long]
 attach = "tcx"
+[socket_hook]
+enabled = "auto"
+cgroup = "system.slice"
 [services.shop]
 address = "127.0.0.1"
 default_pool = "blu"
@@ -228,6 +231,19 @@ fn interfaces_may_be_patterns() {
     assert_eq!(names, ["*", "eth0", "eth?"]);
     let tie = text.replace("[interfaces.eth0]", "[interfaces.\"e?h*\"]\n[interfaces.\"e*?h\"]");
     insta::assert_snapshot!(errors(&tie));
+}
+
+#[test]
+fn the_socket_hook_is_off_unless_wanted() {
+    let (config, _) = Config::parse(GOOD, "f").expect("good");
+    assert_eq!(config.socket_hook, SocketHookConfig { enabled: false, cgroup: None });
+    // With it, nothing needs to be attached to loopback.
+    let text = GOOD.replace("[interfaces.lo]", "[interfaces.eth0]")
+        + "[socket_hook]\nenabled = true\ncgroup = \"/sys/fs/cgroup/web\"\n";
+    let (config, warnings) = Config::parse(&text, "f").expect("good");
+    let cgroup = Some("/sys/fs/cgroup/web".into());
+    assert_eq!(config.socket_hook, SocketHookConfig { enabled: true, cgroup });
+    assert_eq!(warnings, []);
 }
 
 #[test]

@@ -3,13 +3,16 @@
 //!
 //! A switch is answered after the kernel has it. What cannot be applied changes nothing.
 
+mod flows;
 mod handle;
 mod interfaces;
 mod kernel_log;
+mod local;
 mod report;
 mod start;
+mod status;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -20,14 +23,15 @@ use tracing::{error, info, warn};
 use self::{
     handle::{Command, Reply},
     interfaces::Interfaces,
+    local::LocalClients,
 };
 pub use self::{
     handle::{CommandError, Handle, Reload, ServiceRef, SwitchRequest, Switched},
-    report::{BackendReport, Readiness, ServiceReport, StatusReport},
+    report::{BackendReport, FormerPool, Readiness, ServiceReport, StatusReport, SweepReport},
     start::{StartError, Started, start},
 };
 use crate::{
-    apply::{ApplyError, DataPlane, Effort},
+    apply::{ApplyError, DataPlane, Effort, FlowWatch},
     compile::{Change, compile, compile_service, diff, image},
     config::Config,
     model::{
@@ -52,7 +56,9 @@ pub struct Daemon {
     plane: DataPlane,
     store: Store,
     probes: Probes,
+    flows: FlowWatch,
     interfaces: Interfaces,
+    local: LocalClients,
     /// When to try the state file again.
     save_again: Option<Instant>,
     started: Instant,
@@ -159,6 +165,7 @@ impl Daemon {
             before.choice
         );
         self.probes.set(&self.state.targets());
+        self.lead_flows_away();
         let warning = self.save().err().map(|error| {
             warn!("the switch is in force, but not saved: {error}");
             self.save_again = Some(Instant::now() + SAVE_RETRY);
@@ -213,6 +220,7 @@ impl Daemon {
         for name in self.state.users_of(&target.pool) {
             self.settle(&name);
         }
+        self.lead_flows_away();
         self.save_or_retry();
     }
 
@@ -263,16 +271,22 @@ impl Daemon {
             self.attach(&config.interfaces, Effort::Everything);
             notes.extend(self.interfaces.problems());
         }
+        if config.socket_hook != self.config.socket_hook || self.local.failed.is_some() {
+            self.attach_socket_hook(&config.socket_hook);
+            notes.extend(self.local.failed.clone());
+        }
         if config.flows.udp_timeout != self.config.flows.udp_timeout
             && let Err(error) = self.plane.set_udp_timeout(config.flows.udp_timeout)
         {
             notes.push(error.to_string());
         }
+        self.flows.set_timing(config.flows.timeouts(), config.flows.sweep_interval);
         self.state.set_spec(config.spec.clone());
         notes.append(&mut self.settle_all());
         self.probes.set(&self.state.targets());
         self.publish_hosts();
         self.config = config;
+        self.lead_flows_away();
         self.save_or_retry();
         info!("config {} is in force", self.config_path.display());
         notes.iter().for_each(|note| warn!("{note}"));
@@ -304,78 +318,18 @@ impl Daemon {
         };
     }
 
+    /// Where graylb should be attached and is not, a sentence each.
+    fn unattached(&self) -> Vec<String> {
+        self.interfaces.problems().chain(self.local.failed.clone()).collect()
+    }
+
     fn readiness(&self) -> Readiness {
-        let mut missing: Vec<String> = self.interfaces.problems().collect();
+        let mut missing = self.unattached();
         for (name, service) in &self.state.spec().services {
             if self.plane.generation(&service.endpoint).is_none() {
                 missing.push(format!("service {name} has no backend that answered its probe yet"));
             }
         }
         Readiness { ready: missing.is_empty(), missing }
-    }
-
-    fn status(&self) -> Result<StatusReport, CommandError> {
-        let verdicts =
-            self.plane.verdicts().map_err(|error| CommandError::Kernel(error.to_string()))?;
-        let names = self.state.spec().services.keys();
-        let services: Result<Vec<_>, _> = names.map(|name| self.service_report(name)).collect();
-        let mut problems: Vec<String> = self.interfaces.problems().collect();
-        if self.save_again.is_some() {
-            problems.push("the state file could not be written; trying again".to_owned());
-        }
-        Ok(StatusReport {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            abi: graylb_common::abi::ABI_VERSION,
-            pid: std::process::id(),
-            uptime_seconds: self.started.elapsed().as_secs(),
-            config: self.config_path.display().to_string(),
-            pin_dir: self.config.agent.pin_dir.display().to_string(),
-            interfaces: self.interfaces.attached.clone(),
-            services: services?,
-            pools: self.state.spec().pools.keys().map(ToString::to_string).collect(),
-            problems,
-            verdicts: report::verdicts(&verdicts),
-        })
-    }
-
-    fn service_report(&self, name: &Name) -> Result<ServiceReport, CommandError> {
-        let kernel = |error: ApplyError| CommandError::Kernel(error.to_string());
-        let spec = self.state.spec().services.get(name);
-        let (Some(service), Some(in_force)) = (spec, self.state.in_force(name)) else {
-            return Err(self.state.unknown_service(name.as_str()).into());
-        };
-        let pool = in_force.choice.to_string();
-        let number = crate::compile::pool_number(&pool);
-        let counters: BTreeMap<_, _> = self
-            .plane
-            .backend_counters(&service.endpoint)
-            .map_err(kernel)?
-            .into_iter()
-            .filter(|(of, ..)| *of == number)
-            .map(|(_, address, counters)| (address, counters))
-            .collect();
-        let installed = self.plane.installed().get(&service.endpoint);
-        let backends = in_force.pool.backends.iter().map(|backend| {
-            let health = self.state.health(&pool, backend.address);
-            let taking = installed.is_some_and(|image| {
-                image.pool == number
-                    && image.backends.iter().any(|b| b.address == backend.address && b.weight > 0)
-            });
-            report::backend(backend, health, taking, counters.get(&backend.address))
-        });
-        Ok(ServiceReport {
-            name: name.to_string(),
-            address: service.endpoint.address,
-            protocol: service.endpoint.protocol,
-            aliases: service.aliases.clone(),
-            default_pool: service.default_pool.to_string(),
-            balance: in_force.pool.balance.to_string(),
-            backends: backends.collect(),
-            overridden: in_force.overridden,
-            problem: in_force.problem.clone(),
-            generation: self.plane.generation(&service.endpoint),
-            last_good_kept: installed.is_some() && self.is_starved(name),
-            pool,
-        })
     }
 }

@@ -17,9 +17,10 @@ use super::{
     handle::{Command, QUEUE},
     interfaces::Interfaces,
     kernel_log,
+    local::LocalClients,
 };
 use crate::{
-    apply::{ApplyError, DataPlane, Effort, Options},
+    apply::{ApplyError, DataPlane, Effort, FlowWatch, Options},
     config::Config,
     model::state::State,
     netlink::{NetlinkError, Seen, Watcher},
@@ -44,7 +45,7 @@ pub enum StartError {
     /// The kernel's links cannot be followed.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// No interface could be attached, and not because there is none yet.
+    /// No interface could be attached, and not because there is none yet; or the socket hook could not.
     #[error("cannot start: {}", .0.join("; "))]
     Attach(Vec<String>),
 }
@@ -75,10 +76,14 @@ pub fn start(config: Config, config_path: PathBuf) -> Result<Started, StartError
     let plane = DataPlane::open(&Options {
         pin_dir: config.agent.pin_dir.clone(),
         flows: config.flows.clone(),
+        limits: config.limits.clone(),
         kernel_log: config.agent.kernel_log,
         clsact: false,
     })?;
     plane.notes().iter().for_each(|note| info!("{note}"));
+    let flows =
+        FlowWatch::start(plane.sweeper()?, config.flows.timeouts(), config.flows.sweep_interval)
+            .map_err(|error| ApplyError::new("cannot start the thread that sweeps flows", error))?;
     let known = if stored.boot_id == boot_id() { stored.health } else { BTreeMap::new() };
     let state = State::new(config.spec.clone(), stored.switches, &known);
     let (commands_in, commands) = mpsc::channel(QUEUE);
@@ -88,9 +93,11 @@ pub fn start(config: Config, config_path: PathBuf) -> Result<Started, StartError
     let mut daemon = Daemon {
         state,
         plane,
+        flows,
         store,
         probes: Probes::new(observations_in),
         interfaces: Interfaces::new(watcher.devices()),
+        local: LocalClients::default(),
         save_again: None,
         started: Instant::now(),
         hosts: hosts_in,
@@ -112,6 +119,11 @@ impl Daemon {
             self.plane.abandon();
             return Err(StartError::Attach(std::mem::take(failed)));
         }
+        self.attach_socket_hook(&config.socket_hook);
+        if let Some(failed) = self.local.failed.take() {
+            self.plane.abandon();
+            return Err(StartError::Attach(vec![failed]));
+        }
         if config.agent.kernel_log {
             tokio::spawn(kernel_log::forward(self.plane.take_logger()?));
         }
@@ -125,6 +137,7 @@ impl Daemon {
         }
         self.publish_hosts();
         self.probes.set(&self.state.targets());
+        self.lead_flows_away();
         Ok(())
     }
 }

@@ -52,6 +52,16 @@ pub struct Health {
     last_good: bool,
     streak: u32,
     reason: String,
+    answers: Answers,
+}
+
+/// Answers to probes so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answers {
+    /// Good ones.
+    pub good: u64,
+    /// Bad ones.
+    pub bad: u64,
 }
 
 impl Health {
@@ -78,6 +88,7 @@ impl Health {
             last_good: false,
             streak: 0,
             reason: "as before the restart".into(),
+            answers: Answers::default(),
         }
     }
 
@@ -104,9 +115,17 @@ impl Health {
         &self.reason
     }
 
+    /// Answers so far.
+    #[must_use]
+    pub const fn answers(&self) -> Answers {
+        self.answers
+    }
+
     /// Takes an answer in; says so if it changes the state.
     pub fn observe(&mut self, answer: &Answer) -> Option<Transition> {
         let good = *answer == Answer::Good;
+        self.answers.good += u64::from(good);
+        self.answers.bad += u64::from(!good);
         self.streak = if good == self.last_good { self.streak.saturating_add(1) } else { 1 };
         self.last_good = good;
         self.reason = match answer {

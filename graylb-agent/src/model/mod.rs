@@ -1,5 +1,6 @@
 //! What the operator wants and what the agent knows, as pure data: no I/O, no clock.
 
+pub mod ageing;
 pub mod balance;
 pub mod choice;
 pub mod health;

@@ -337,6 +337,11 @@ impl State {
         self.health.get(&Target { pool: pool.to_owned(), address })
     }
 
+    /// Whether each backend of each pool is trusted.
+    pub fn health_states(&self) -> impl Iterator<Item = (&Target, HealthState)> {
+        self.health.iter().map(|(target, health)| (target, health.state()))
+    }
+
     /// Everybody's health, as the state file keeps it.
     #[must_use]
     pub fn known_health(&self) -> BTreeMap<String, BTreeMap<SocketAddr, HealthState>> {

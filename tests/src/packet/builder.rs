@@ -1,12 +1,15 @@
 //! A packet as readable fields. [`Packet::bytes`] gives the frame, with every length and checksum as the
 //! RFCs say and none of them taken from the code under test.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::wire;
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];
+
+/// Length of an Ethernet header without tags.
+const ETHERNET: usize = 14;
 
 /// FIN flag (RFC 9293, 3.1).
 pub const FIN: u8 = 0x01;
@@ -125,6 +128,14 @@ impl Packet {
     #[must_use]
     pub fn icmp(source: SocketAddr, destination: SocketAddr, kind: u8) -> Self {
         Self::new(source, destination, Transport::Icmp { kind })
+    }
+
+    /// An ICMP or ICMPv6 error from one address to another that quotes a packet up to `length` bytes.
+    #[must_use]
+    pub fn icmp_error(from: IpAddr, to: IpAddr, kind: u8, quoted: &Self, length: usize) -> Self {
+        let quoted = quoted.bytes();
+        let packet = &quoted[ETHERNET..quoted.len().min(ETHERNET + length)];
+        Self::icmp(SocketAddr::new(from, 0), SocketAddr::new(to, 0), kind).payload(packet)
     }
 
     /// A packet of another protocol.

@@ -232,7 +232,7 @@ impl Maps {
 
     /// Takes every source address out, whoever uses it.
     pub fn lose_sources(&mut self) {
-        for place in 0..maps::MAX_SOURCES {
+        for place in 0..maps::DEFAULT_SOURCES {
             self.sources.set(place, Source::default(), 0).expect("write a source");
         }
     }

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::SocketAddr, panic::resume_unwind, thread, 
 use graylb_agent::{
     apply::{DataPlane, Options},
     compile::{BackendImage, Change, Select, ServiceImage, pool_number, round_robin},
-    config::FlowsConfig,
+    config::{FlowsConfig, LimitsConfig},
     model::{
         mode::Mode,
         spec::{Endpoint, Protocol},
@@ -15,7 +15,7 @@ use graylb_agent::{
 use graylb_common::{
     abi::ABI_VERSION,
     backend::BackendCounters,
-    verdict::{VERDICTS, Verdict, VerdictCounters},
+    verdict::{ServiceDrops, VERDICTS, Verdict, VerdictCounters},
 };
 
 use super::{
@@ -69,7 +69,9 @@ impl Lab {
                 half_open: flows,
                 udp: flows,
                 udp_timeout: Duration::from_secs(60),
+                ..FlowsConfig::default()
             },
+            limits: LimitsConfig::default(),
             kernel_log: false,
             clsact: false,
         })
@@ -149,6 +151,20 @@ impl Lab {
             all.entry(address).or_default().add(&counters);
         }
         all
+    }
+
+    /// Flows of a service that have not ended, as the packet path counts them.
+    #[must_use]
+    pub fn active(&self, service: Endpoint) -> u64 {
+        let counters = self.plane.counters().expect("read the backends' counters");
+        let indices = self.plane.backend_indices(&service);
+        indices.map(|(.., index)| counters[index as usize].active).sum()
+    }
+
+    /// Packets of a service that did not go on their way.
+    #[must_use]
+    pub fn drops(&self, service: Endpoint) -> ServiceDrops {
+        self.plane.service_drops().expect("read the drops")[&service]
     }
 
     /// Packets by verdict.

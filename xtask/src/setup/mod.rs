@@ -35,7 +35,7 @@ struct Tool {
     why: &'static str,
 }
 
-const TOOLS: [Tool; 8] = [
+const TOOLS: [Tool; 11] = [
     Tool { program: "cc", package: "gcc libc6-dev", purpose: Purpose::Build, why: "to link" },
     Tool { program: "curl", package: "curl", purpose: Purpose::Demo, why: "to ask and to switch" },
     Tool {
@@ -53,6 +53,19 @@ const TOOLS: [Tool; 8] = [
     },
     Tool { program: "ethtool", package: "ethtool", purpose: Purpose::Test, why: "for offloads" },
     Tool { program: "setsid", package: "util-linux", purpose: Purpose::Test, why: "for janitors" },
+    Tool {
+        program: "nsenter",
+        package: "util-linux",
+        purpose: Purpose::Test,
+        why: "for network namespaces",
+    },
+    Tool {
+        program: "tc",
+        package: "iproute2",
+        purpose: Purpose::Test,
+        why: "to see what is attached",
+    },
+    Tool { program: "kill", package: "procps", purpose: Purpose::Test, why: "to send signals" },
     Tool { program: "xargs", package: "findutils", purpose: Purpose::Test, why: "for janitors" },
 ];
 

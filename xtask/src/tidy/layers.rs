@@ -66,6 +66,7 @@ mod tests {
             assert_eq!(found("graylb-agent/src/apply/mod.rs", text), 0, "{text}");
         }
         assert_eq!(found(path, "use std::{net::IpAddr, time::Duration};\n// aya, tokio\n"), 0);
+        assert_eq!(found("graylb-agent/src/model/state/tests.rs", "use std::time::Instant;\n"), 0);
         assert_eq!(found(path, "#[cfg(test)]\nmod tests {\n    use std::time::Instant;\n}\n"), 0);
     }
 
