@@ -1,7 +1,7 @@
 //! Map operations that aya does not have: many entries in one system call, and taking an entry out.
 //!
-//! Sizes of keys and values are checked once, by
-//! aya, when a map becomes a [`FlowMap`] or an array; what is read and written here is plain data of that size.
+//! Sizes of keys and values are checked once, by aya, when a map becomes a [`FlowMap`] or an array; what is
+//! read and written here is plain data of that size.
 
 #![expect(unsafe_code, reason = "aya has neither batch operations nor look-up-and-delete")]
 
@@ -17,12 +17,12 @@ use aya::{
     maps::{HashMap, IterableMap as _, Map, MapData, MapError},
 };
 
-use super::ApplyError;
+use super::{ApplyError, sys::bpf};
 
 /// Commands of `bpf(2)` (enum bpf_cmd, include/uapi/linux/bpf.h).
-const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
-const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
-const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
+const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
+const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
 /// The kernel's own "not supported" (include/linux/errno.h), which libc does not know.
 const ENOTSUPP: i32 = 524;
 /// BPF_NOEXIST: insert, do not replace.
@@ -96,19 +96,10 @@ pub(super) fn read<K: Pod, V: Pod>(
     };
     // SAFETY: the attributes are BPF_MAP_LOOKUP_BATCH's, and every pointer in them is to memory that lives
     // over the call: two words, and `count` keys and `count` × `per_key` values of spare capacity.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_MAP_LOOKUP_BATCH,
-            &raw mut attributes,
-            size_of::<BatchAttributes>(),
-        )
-    };
-    let error = (result < 0).then(io::Error::last_os_error);
-    let ended = match error {
-        None => false,
-        Some(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
-        Some(error) => return Err(error),
+    let ended = match unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes) } {
+        Ok(_) => false,
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+        Err(error) => return Err(error),
     };
     let count = (attributes.count as usize).min(room);
     // SAFETY: the kernel has written `count` keys, at most as many as there is room for; any bytes are a K.
@@ -142,8 +133,7 @@ pub(super) fn read_array<V: Pod>(
 }
 
 /// Writes one value under each key. `map` has keys K and values V and is not per CPU. On an error some of
-/// them may be written. One by one, the 4099 slots of a Maglev table would make a switch wait five times as
-/// long.
+/// them may be written. One by one, the 16,381 slots of a large Maglev table took 81 ms instead of 15.
 pub(super) fn update<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
     keys: &[K],
@@ -165,15 +155,7 @@ pub(super) fn update<K: Pod, V: Pod>(
     };
     // SAFETY: the attributes are BPF_MAP_UPDATE_BATCH's; the kernel reads `count` keys and values, which the
     // two slices hold, and writes `count` alone.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_MAP_UPDATE_BATCH,
-            &raw mut attributes,
-            size_of::<BatchAttributes>(),
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    unsafe { bpf(BPF_MAP_UPDATE_BATCH, &mut attributes) }.map(drop)
 }
 
 /// Whether the kernel lacks a command, rather than refuses this call of it.
@@ -261,7 +243,7 @@ impl<K: Pod, V: Pod> FlowMap<K, V> {
     /// none any more.
     pub(super) fn take_out(&mut self, key: &K) -> Option<V> {
         let mut value = MaybeUninit::<V>::uninit();
-        let attributes = ElementAttributes {
+        let mut attributes = ElementAttributes {
             map_fd: self.map.map().fd().as_fd().as_raw_fd().cast_unsigned(),
             padding: 0,
             key: std::ptr::from_ref(key).expose_provenance() as u64,
@@ -270,20 +252,11 @@ impl<K: Pod, V: Pod> FlowMap<K, V> {
         };
         // SAFETY: the attributes are BPF_MAP_LOOKUP_AND_DELETE_ELEM's; the key is read and the value, of the
         // map's value size, written within the call.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                BPF_MAP_LOOKUP_AND_DELETE_ELEM,
-                &raw const attributes,
-                size_of::<ElementAttributes>(),
-            )
-        };
-        if result == 0 {
+        match unsafe { bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attributes) } {
             // SAFETY: the kernel has written the whole value, and any bytes are a V.
-            return Some(unsafe { value.assume_init() });
-        }
-        if !is_missing(&io::Error::last_os_error()) {
-            return None;
+            Ok(_) => return Some(unsafe { value.assume_init() }),
+            Err(error) if !is_missing(&error) => return None,
+            Err(_) => {}
         }
         // Linux before 5.14: two steps.
         let value = self.get(key)?;

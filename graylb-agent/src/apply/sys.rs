@@ -35,12 +35,16 @@ struct LinkUpdate {
     old_prog_fd: u32,
 }
 
-/// bpf(2).
-fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_long> {
-    // SAFETY: both commands only read their attributes; the structs above are what the kernel expects of
-    // them, without padding, and their size is passed with them.
+/// bpf(2). The kernel may change `attributes`, also where it returns an error.
+///
+/// # Safety
+///
+/// `T` is the part of `union bpf_attr` that belongs to `command`, without padding, and every pointer in it is
+/// to memory that lives over the call and that the command may read or write as far as it says.
+pub(super) unsafe fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_long> {
+    // SAFETY: the caller's; the size of what the pointer leads to is passed with it.
     let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>())
+        libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>())
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
@@ -48,10 +52,9 @@ fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_long> {
 /// Opens a pinned object. aya does so too, but lets nobody see the descriptor.
 pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     let pathname = CString::new(path.as_os_str().as_bytes())?;
-    let object = bpf(
-        BPF_OBJ_GET,
-        &ObjectGet { pathname: pathname.as_ptr() as u64, bpf_fd: 0, file_flags: 0 },
-    )?;
+    let mut get = ObjectGet { pathname: pathname.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
+    // SAFETY: the command's attributes; it reads a string that ends and lives over the call.
+    let object = unsafe { bpf(BPF_OBJ_GET, &mut get) }?;
     let object = libc::c_int::try_from(object).map_err(io::Error::other)?;
     // SAFETY: a descriptor that the kernel has just made for this caller.
     Ok(unsafe { OwnedFd::from_raw_fd(object) })
@@ -66,13 +69,14 @@ pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
 pub(super) fn update_pinned_link(path: &Path, program: BorrowedFd<'_>) -> io::Result<()> {
     let link = open_pinned(path)?;
     let number = |fd: libc::c_int| u32::try_from(fd).map_err(io::Error::other);
-    let update = LinkUpdate {
+    let mut update = LinkUpdate {
         link_fd: number(link.as_raw_fd())?,
         new_prog_fd: number(program.as_raw_fd())?,
         flags: 0,
         old_prog_fd: 0,
     };
-    bpf(BPF_LINK_UPDATE, &update).map(drop)
+    // SAFETY: the command's attributes, which have no pointers.
+    unsafe { bpf(BPF_LINK_UPDATE, &mut update) }.map(drop)
 }
 
 /// The number of this thread's network namespace, which programs see too.
