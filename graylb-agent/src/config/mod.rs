@@ -6,6 +6,7 @@ mod balance;
 pub mod diagnostic;
 mod memory;
 mod mode;
+mod probe;
 mod read;
 mod services;
 mod settings;
@@ -49,7 +50,7 @@ pub const OPTIONS: &[(&str, &[&str])] = &[
     ("services.NAME", services::SERVICE_KEYS),
     ("pools.NAME", services::POOL_KEYS),
     ("pools.NAME.backends[]", services::BACKEND_KEYS),
-    ("pools.NAME.probe", services::PROBE_KEYS),
+    ("pools.NAME.probe", probe::PROBE_KEYS),
 ];
 
 /// The hook at sockets of clients on this host.

@@ -88,6 +88,12 @@ impl<'a> Section<'a> {
             .collect()
     }
 
+    /// Each entry of this table, with its key.
+    pub fn values(&self) -> impl Iterator<Item = (At<String>, &'a Spanned<DeValue<'a>>)> {
+        let entries = self.table.iter();
+        entries.map(|(key, value)| ((key.get_ref().to_string(), key.span()), value))
+    }
+
     /// The raw value under `key`.
     pub fn value(&self, key: &str) -> Option<&'a Spanned<DeValue<'a>>> {
         self.table.get(key)

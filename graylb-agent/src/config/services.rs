@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    time::Duration,
 };
 
 use toml::{Spanned, de::DeValue};
@@ -11,12 +10,11 @@ use toml::{Spanned, de::DeValue};
 use super::{
     InterfaceConfig, LimitsConfig, SocketHookConfig, balance,
     diagnostic::{Report, Span, did_you_mean},
-    mode,
+    mode, probe,
     read::{At, Section, integer, string},
 };
 use crate::model::spec::{
-    BackendSpec, Endpoint, MAX_WEIGHT, Name, PoolSpec, ProbeKind, ProbeSpec, Protocol, ServiceSpec,
-    Spec, check_address,
+    BackendSpec, Endpoint, MAX_WEIGHT, Name, PoolSpec, Protocol, ServiceSpec, Spec, check_address,
 };
 
 /// Options of `[services.NAME]`.
@@ -34,11 +32,7 @@ pub(super) const POOL_KEYS: &[&str] = &[
     "probe",
 ];
 /// Options of a backend written as a table.
-pub(super) const BACKEND_KEYS: &[&str] = &["address", "weight"];
-/// Options of `probe`.
-pub(super) const PROBE_KEYS: &[&str] =
-    &["type", "path", "host", "status", "interval", "timeout", "rise", "fall"];
-
+pub(super) const BACKEND_KEYS: &[&str] = &["address", "weight", "probe_address"];
 /// Most services, and most pools, of one config.
 const MAX_TABLES: usize = 4096;
 
@@ -202,17 +196,30 @@ fn aliases(section: &Section<'_>, report: &mut Report<'_>) -> Vec<At<String>> {
 fn pool(section: &Section<'_>, report: &mut Report<'_>) -> Option<PoolSpec> {
     section.refuse_unknown(POOL_KEYS, report);
     let balance = balance::balance(section, report);
-    let probe = section.section("probe", report).map(|probe| self::probe(&probe, report));
+    let mut probe = section.section("probe", report).map(|probe| probe::probe(&probe, report));
     if section.value("backends").is_none() {
         section.missing("backends", "[\"ADDRESS:PORT\", …]", report);
         return None;
     }
     let mode = mode::mode(section, report);
     let listed = section.array("backends", report)?;
-    let backends: Vec<_> = listed
-        .iter()
-        .filter_map(|value| backend(value, &section.name("backends"), report))
-        .collect();
+    let mut backends = Vec::with_capacity(listed.len());
+    for value in &listed {
+        let Some((backend, asked_at)) = backend(value, &section.name("backends"), report) else {
+            continue;
+        };
+        backends.push(backend);
+        match (asked_at, &mut probe) {
+            (Some((at, _)), Some(probe)) => {
+                probe.elsewhere.insert(backend.address, at);
+            }
+            (Some((_, span)), None) => report.error(
+                &span,
+                format!("probe_address of {}, but the pool has no probe", backend.address),
+            ),
+            (None, _) => {}
+        }
+    }
     if backends.len() < listed.len() {
         return None;
     }
@@ -223,14 +230,15 @@ fn pool(section: &Section<'_>, report: &mut Report<'_>) -> Option<PoolSpec> {
     balance::apply(pool, balance, section, report)
 }
 
+/// A backend, and where it is asked how it is if not at its address.
 fn backend(
     value: &Spanned<DeValue<'_>>,
     what: &str,
     report: &mut Report<'_>,
-) -> Option<BackendSpec> {
+) -> Option<(BackendSpec, Option<At<SocketAddr>>)> {
     if let DeValue::String(text) = value.get_ref() {
         let address = socket_address(text, &value.span(), what, report)?;
-        return Some(BackendSpec { address, weight: 1 });
+        return Some((BackendSpec { address, weight: 1 }, None));
     }
     let section = Section::of(value, format!("{what}[]"), report)?;
     section.refuse_unknown(BACKEND_KEYS, report);
@@ -240,118 +248,14 @@ fn backend(
         }
         None => 1,
     };
-    Some(BackendSpec { address: address(&section, report)?, weight })
-}
-
-fn probe(section: &Section<'_>, report: &mut Report<'_>) -> ProbeSpec {
-    const HOUR: Duration = Duration::from_secs(3600);
-    const COUNTS: std::ops::RangeInclusive<u32> = 1..=100;
-    section.refuse_unknown(PROBE_KEYS, report);
-    let interval = section
-        .duration("interval", Duration::from_millis(50)..=HOUR, report)
-        .map_or(Duration::from_secs(1), |(interval, _)| interval);
-    let timeout = match section.duration("timeout", Duration::from_millis(10)..=HOUR, report) {
-        Some((timeout, span)) if timeout > interval => {
-            report.error(&span, format!("{} is {timeout:?}, longer than the interval of {interval:?}: at most the interval is allowed", section.name("timeout")));
-            interval
+    let asked_at = match section.string("probe_address", report) {
+        Some((text, span)) => {
+            let at = socket_address(&text, &span, &section.name("probe_address"), report)?;
+            Some((at, span))
         }
-        Some((timeout, _)) => timeout,
-        None => interval.min(Duration::from_millis(500)),
+        None => None,
     };
-    ProbeSpec {
-        kind: probe_kind(section, report),
-        interval,
-        timeout,
-        rise: section.integer("rise", COUNTS, report).unwrap_or(2),
-        fall: section.integer("fall", COUNTS, report).unwrap_or(3),
-    }
-}
-
-fn probe_kind(section: &Section<'_>, report: &mut Report<'_>) -> ProbeKind {
-    if section.value("type").is_none() {
-        section.missing("type", "\"tcp\" or \"http\"", report);
-        return ProbeKind::Tcp;
-    }
-    let Some((kind, span)) = section.string("type", report) else { return ProbeKind::Tcp };
-    match kind.as_str() {
-        "http" => http_probe(section, report),
-        "tcp" => {
-            for key in ["path", "host", "status"] {
-                if let Some(value) = section.value(key) {
-                    report.error(
-                        &value.span(),
-                        format!(
-                            "{} is for probes of type \"http\", this one is \"tcp\"",
-                            section.name(key)
-                        ),
-                    );
-                }
-            }
-            ProbeKind::Tcp
-        }
-        _ => {
-            let hint = did_you_mean(&kind, ["tcp", "http"]);
-            report.error(
-                &span,
-                format!("{} = {kind:?}: tcp or http are allowed{hint}", section.name("type")),
-            );
-            ProbeKind::Tcp
-        }
-    }
-}
-
-fn http_probe(section: &Section<'_>, report: &mut Report<'_>) -> ProbeKind {
-    let path = match section.string("path", report) {
-        Some((path, span)) => {
-            if !path.starts_with('/') || !path.bytes().all(|b| b.is_ascii_graphic()) {
-                report.error(
-                    &span,
-                    format!("{} = {path:?}: start it with /, and no spaces", section.name("path")),
-                );
-            }
-            path
-        }
-        None => "/".to_owned(),
-    };
-    let host = section.string("host", report).and_then(|(host, span)| {
-        let ok = !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic());
-        if !ok {
-            report.error(&span, format!("{} = {host:?} is no host name", section.name("host")));
-        }
-        ok.then_some(host)
-    });
-    let mut statuses = Vec::new();
-    for value in section.array("status", report).unwrap_or_default() {
-        match status_range(value) {
-            Some(range) => statuses.push(range),
-            None => report.error(
-                &value.span(),
-                format!(
-                    "{}: a status from 100 to 599 or a range such as \"200-299\" is allowed",
-                    section.name("status")
-                ),
-            ),
-        }
-    }
-    if statuses.is_empty() {
-        statuses.push((200, 399));
-    }
-    ProbeKind::Http { path, host, statuses }
-}
-
-fn status_range(value: &Spanned<DeValue<'_>>) -> Option<(u16, u16)> {
-    let (low, high) = match value.get_ref() {
-        DeValue::Integer(number) => {
-            let status = number.as_str().parse().ok()?;
-            (status, status)
-        }
-        DeValue::String(text) => {
-            let (low, high) = text.split_once('-').unwrap_or((text, text));
-            (low.trim().parse().ok()?, high.trim().parse().ok()?)
-        }
-        _ => return None,
-    };
-    (100 <= low && low <= high && high <= 599).then_some((low, high))
+    Some((BackendSpec { address: address(&section, report)?, weight }, asked_at))
 }
 
 /// `local`: whether clients on this host reach services on loopback addresses.
@@ -396,7 +300,8 @@ fn check_pool(
     if !loopback && pool.backends.iter().any(|backend| backend.address.ip().is_loopback()) {
         report.warning(span, format!("service {name} is on {}, and pool {} has backends on loopback addresses: clients on other hosts cannot reach those", service.endpoint.address, service.default_pool));
     }
-    if service.endpoint.protocol == Protocol::Udp && pool.probe.is_some() {
+    let by_tcp = pool.probe.as_ref().is_some_and(|probe| probe.kind.is_by_tcp());
+    if service.endpoint.protocol == Protocol::Udp && by_tcp {
         report.warning(span, format!("service {name} is UDP, and pool {} is probed by TCP: its backends must answer TCP on the same port too", service.default_pool));
     }
 }

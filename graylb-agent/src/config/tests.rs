@@ -5,7 +5,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::{
     balance::{Balance, Prefixes, TableSize},
-    spec::{Name, ProbeKind},
+    probe::ProbeKind,
+    spec::Name,
 };
 
 const GOOD: &str = r#"
@@ -32,8 +33,11 @@ fn a_good_config_is_read_with_defaults() {
     assert_eq!(pool.backends.iter().map(|b| b.weight).collect::<Vec<_>>(), [1, 3]);
     let probe = pool.probe.as_ref().expect("probe");
     assert_eq!((probe.rise, probe.fall, probe.timeout), (2, 3, Duration::from_millis(500)));
-    let ProbeKind::Http { path, statuses, .. } = &probe.kind else { panic!("http") };
-    assert_eq!((path.as_str(), statuses.as_slice()), ("/healthz", &[(200, 299), (304, 304)][..]));
+    let ProbeKind::Http(http) = &probe.kind else { panic!("http") };
+    assert_eq!(
+        (http.path.as_str(), http.statuses.as_slice()),
+        ("/healthz", &[(200, 299), (304, 304)][..])
+    );
     assert_eq!(config.spec.services[&Name::new("shop").expect("name")].aliases, ["shop.example"]);
 }
 
@@ -187,6 +191,53 @@ backends = {}
         backends(2),
         backends(656)
     );
+    insta::assert_snapshot!(errors(&text));
+}
+
+#[test]
+fn a_probe_of_each_type_is_read() {
+    let probe = |options: &str| {
+        let text = format!(
+            "[interfaces.lo]\n[services.a]\naddress = \"10.1.0.1:80\"\ndefault_pool = \"a\"\n[pools.a]\nbackends = [\"10.0.0.1:80\", {{ address = \"10.0.0.2:80\", probe_address = \"10.9.0.2:81\" }}]\nprobe = {{ {options} }}\n"
+        );
+        let (config, warnings) =
+            Config::parse(&text, "f").unwrap_or_else(|errors| panic!("{errors}"));
+        assert_eq!(warnings, []);
+        config.spec.pools[&Name::new("a").expect("name")].probe.clone().expect("probe")
+    };
+    insta::assert_debug_snapshot!([
+        probe("type = \"tcp\", interval = \"100ms\", port = 99"),
+        probe(
+            "type = \"http\", method = \"HEAD\", path = \"/a?b=c\", host = \"a.example:81\", headers = { \"X-A\" = \"b\" }, http_version = \"2\", tls = true, tls_name = \"b.example\", tls_ca = \"/etc/ca.pem\""
+        ),
+        probe("type = \"grpc\", service = \"shop.Cart\", tls = true, tls_verify = false"),
+        probe("type = \"udp\", send_hex = \"00 ff\", expect = \"ok\", doubt_interval = \"1s\""),
+        probe("type = \"exec\", command = [\"/bin/check\", \"-v\"]"),
+    ]);
+}
+
+#[test]
+fn probes_are_checked() {
+    let pools = [
+        "type = \"https\"",
+        "type = \"htpt\"",
+        "type = \"tcp\", tls = true, send = \"x\", service = \"s\"",
+        "type = \"http\", method = \"GTE\", path = \"/a b\", host = \"a@b\", http_version = \"3\", body_matches = \"(\"",
+        "type = \"http\", method = \"HEAD\", body_matches = \"ok\", headers = { \"a b\" = \"c\", x = \"\\u0000\", Connection = \"close\" }",
+        "type = \"http\", tls_name = \"x\", tls_ca = \"ca.pem\"",
+        "type = \"grpc\", tls = true, tls_verify = false, tls_ca = \"/ca.pem\", path = \"/\"",
+        "type = \"udp\"",
+        "type = \"udp\", send = \"\", expect = \"a\", expect_hex = \"0\"",
+        "type = \"exec\"",
+        "type = \"exec\", command = []",
+        "type = \"exec\", command = [\"true\", 7], port = 0",
+        "type = \"tcp\", interval = \"100ms\", doubt_interval = \"200ms\"",
+    ];
+    let mut text = "[interfaces.lo]\n[services.a]\naddress = \"10.1.0.1:80\"\ndefault_pool = \"p0\"\n[pools.none]\nbackends = [{ address = \"10.0.0.1:80\", probe_address = \"10.0.0.1:81\" }]\n".to_owned();
+    for (number, probe) in pools.iter().enumerate() {
+        text +=
+            &format!("[pools.p{number}]\nbackends = [\"10.0.0.1:80\"]\nprobe = {{ {probe} }}\n");
+    }
     insta::assert_snapshot!(errors(&text));
 }
 

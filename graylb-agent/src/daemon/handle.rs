@@ -13,10 +13,11 @@ use crate::{
     model::{
         choice::PoolChoice,
         health::{Answer, Target},
-        spec::{Name, ProbeSpec},
+        probe::ProbeSpec,
+        spec::Name,
         state::SwitchError,
     },
-    probe::probe_once,
+    probe::Prober,
 };
 
 /// Commands that wait for the daemon, at most; further callers wait for room.
@@ -182,7 +183,7 @@ impl Handle {
         let mut asking = JoinSet::new();
         for (target, probe) in prepared.to_ask.clone() {
             asking.spawn(async move {
-                let answer = probe_once(&probe.kind, target.address, probe.timeout).await;
+                let answer = Prober::new(target.clone(), probe).ask().await;
                 (target, answer)
             });
         }

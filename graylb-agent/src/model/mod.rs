@@ -6,5 +6,6 @@ pub mod choice;
 pub mod health;
 pub mod interfaces;
 pub mod mode;
+pub mod probe;
 pub mod spec;
 pub mod state;

@@ -9,12 +9,11 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     str::FromStr,
-    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{balance::Balance, mode::Mode};
+use super::{balance::Balance, mode::Mode, probe::ProbeSpec};
 
 /// Longest name of a service or pool, in bytes.
 pub const MAX_NAME_LEN: usize = 63;
@@ -128,37 +127,6 @@ pub struct BackendSpec {
     pub address: SocketAddr,
     /// Its part of new flows, relative to the pool's other backends: 0 (none) to 1000.
     pub weight: u16,
-}
-
-/// How a probe asks a backend whether it is well.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ProbeKind {
-    /// A TCP connection that opens is good.
-    Tcp,
-    /// An HTTP/1.1 GET that answers with a status in the set is good.
-    Http {
-        /// Origin-form target, starting with `/`.
-        path: String,
-        /// `Host` header; the backend's address where `None`.
-        host: Option<String>,
-        /// Statuses that are good, as inclusive ranges.
-        statuses: Vec<(u16, u16)>,
-    },
-}
-
-/// A pool's probe.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProbeSpec {
-    /// What to ask.
-    pub kind: ProbeKind,
-    /// From the start of one probe to the start of the next.
-    pub interval: Duration,
-    /// An answer must have come by then; at most the interval.
-    pub timeout: Duration,
-    /// Consecutive good answers that bring a down backend back.
-    pub rise: u32,
-    /// Consecutive bad answers that take an up backend out.
-    pub fall: u32,
 }
 
 /// A pool.

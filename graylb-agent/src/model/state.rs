@@ -9,7 +9,8 @@ use std::{
 use super::{
     choice::PoolChoice,
     health::{Answer, Health, HealthState, Target, Transition},
-    spec::{BackendSpec, Name, PoolSpec, ProbeSpec, ServiceSpec, Spec, check_address, check_use},
+    probe::ProbeSpec,
+    spec::{BackendSpec, Name, PoolSpec, ServiceSpec, Spec, check_address, check_use},
 };
 
 /// Why a switch is refused. Nothing has changed.

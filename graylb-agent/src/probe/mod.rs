@@ -5,7 +5,7 @@ mod schedule;
 
 use std::time::Duration;
 
-pub use self::{ask::probe_once, schedule::Probes};
+pub use self::{ask::Prober, schedule::Probes};
 use crate::model::health::{Answer, Target};
 
 /// What a probe found.

@@ -13,8 +13,11 @@ use tokio::{
     time::{self, Instant},
 };
 
-use super::{Observation, probe_once};
-use crate::model::{health::Target, spec::ProbeSpec};
+use super::{Observation, Prober};
+use crate::model::{
+    health::{Answer, Target},
+    probe::ProbeSpec,
+};
 
 /// Most probes under way at once.
 const MAX_CONCURRENT: usize = 256;
@@ -46,12 +49,8 @@ impl Probes {
         });
         for (target, spec) in targets {
             if !self.running.contains_key(target) {
-                let task = tokio::spawn(run(
-                    target.clone(),
-                    spec.clone(),
-                    self.out.clone(),
-                    Arc::clone(&self.permits),
-                ));
+                let prober = Prober::new(target.clone(), spec.clone());
+                let task = tokio::spawn(run(prober, self.out.clone(), Arc::clone(&self.permits)));
                 self.running.insert(target.clone(), (spec.clone(), task.abort_handle()));
             }
         }
@@ -66,24 +65,35 @@ impl Drop for Probes {
     }
 }
 
-async fn run(
-    target: Target,
-    spec: ProbeSpec,
-    out: mpsc::Sender<Observation>,
-    permits: Arc<Semaphore>,
-) {
-    let mut next = Instant::now();
+async fn run(prober: Prober, out: mpsc::Sender<Observation>, permits: Arc<Semaphore>) {
+    let (target, spec) = (prober.target(), prober.spec());
+    let mut streak = Streak::default();
     for round in 0_u64.. {
-        time::sleep_until(next).await;
-        next = Instant::now() + jittered(spec.interval, &target, round);
         let Ok(permit) = permits.acquire().await else { return };
         let asked = Instant::now();
-        let answer = probe_once(&spec.kind, target.address, spec.timeout).await;
+        let answer = prober.ask().await;
         drop(permit);
+        streak.add(answer == Answer::Good);
         let observation = Observation { target: target.clone(), answer, took: asked.elapsed() };
         if out.send(observation).await.is_err() {
             return;
         }
+        let interval = spec.interval_after(streak.length);
+        time::sleep_until(asked + jittered(interval, target, round)).await;
+    }
+}
+
+/// How many of the latest answers say the same.
+#[derive(Default)]
+struct Streak {
+    good: bool,
+    length: u32,
+}
+
+impl Streak {
+    const fn add(&mut self, good: bool) {
+        self.length = if self.good == good { self.length.saturating_add(1) } else { 1 };
+        self.good = good;
     }
 }
 
@@ -100,12 +110,15 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::model::{health::Answer, spec::ProbeKind};
+    use crate::model::probe::ProbeKind;
 
     fn spec() -> ProbeSpec {
         ProbeSpec {
             kind: ProbeKind::Tcp,
+            port: None,
+            elsewhere: BTreeMap::new(),
             interval: Duration::from_millis(50),
+            doubt_interval: Duration::from_millis(50),
             timeout: Duration::from_millis(50),
             rise: 1,
             fall: 1,
