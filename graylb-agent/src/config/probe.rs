@@ -318,7 +318,7 @@ fn bytes(
     }
     let digits: Vec<char> = hex.chars().filter(|c| !c.is_whitespace()).collect();
     let byte = |pair: &[char]| u8::from_str_radix(&pair.iter().collect::<String>(), 16).ok();
-    let whole = digits.len() % 2 == 0 && digits.iter().all(char::is_ascii_hexdigit);
+    let whole = digits.len().is_multiple_of(2) && digits.iter().all(char::is_ascii_hexdigit);
     let bytes = digits.chunks(2).map(byte).collect::<Option<Vec<u8>>>().filter(|_| whole);
     if bytes.is_none() {
         report.error(&span, format!("{name} = {hex:?}: write pairs of hexadecimal digits"));
