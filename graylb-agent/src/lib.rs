@@ -13,9 +13,11 @@ pub mod config;
 pub mod daemon;
 pub mod model;
 pub mod netlink;
+pub mod privileges;
 pub mod probe;
 pub mod store;
 pub mod telemetry;
+pub mod trust;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 

@@ -279,6 +279,12 @@ impl Agent<'_> {
         serde_json::from_str(&text).expect("JSON")
     }
 
+    /// Its process's number.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.child.id()
+    }
+
     fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }

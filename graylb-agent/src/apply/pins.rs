@@ -26,7 +26,7 @@ use super::{
     ApplyError,
     links::{Hook, LinkPin},
 };
-use crate::config::MapSize;
+use crate::{config::MapSize, trust};
 
 /// Where BPF file systems are mounted by convention.
 const BPFFS: &str = "/sys/fs/bpf";
@@ -48,6 +48,7 @@ impl Pins {
     pub(super) fn open(base: &Path) -> Result<Self, ApplyError> {
         ensure_bpffs(base)?;
         make_dir(base)?;
+        check_owner(base)?;
         let lock = lock(base)?;
         refuse_other_abi(base)?;
         let root = base.join(format!("{ABI_PREFIX}{ABI_VERSION}"));
@@ -327,16 +328,22 @@ fn ensure_bpffs(base: &Path) -> Result<(), ApplyError> {
             base.display()
         )));
     }
-    let owner = fs::metadata(parent)
-        .map_err(|error| ApplyError::new(format!("cannot read {}", parent.display()), error))?
-        .uid();
-    if owner != rustix::process::geteuid().as_raw() {
-        return Err(ApplyError::text(format!(
-            "{} belongs to user {owner}, not to the agent's user: refused, since its owner could change the pins",
-            parent.display()
-        )));
-    }
     Ok(())
+}
+
+/// Refuses pins that somebody else could replace.
+fn check_owner(base: &Path) -> Result<(), ApplyError> {
+    let refused =
+        |why: String| ApplyError::text(format!("agent.pin_dir {}: {why}", base.display()));
+    trust::check(base).map_err(|error| refused(error.to_string()))?;
+    let owner = fs::symlink_metadata(base)
+        .map_err(|error| ApplyError::new(format!("cannot read {}", base.display()), error))?
+        .uid();
+    let me = rustix::process::geteuid().as_raw();
+    if owner == me {
+        return Ok(());
+    }
+    Err(refused(format!("belongs to user {owner}, not to the agent's user {me}")))
 }
 
 fn is_bpffs(path: &Path) -> bool {

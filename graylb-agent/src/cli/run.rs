@@ -13,10 +13,13 @@ use crate::{
     api::{self, Context},
     config::{ApiConfig, Config},
     daemon::{self, Handle},
-    telemetry,
+    telemetry, trust,
 };
 
 pub(super) fn run(path: &Path) -> Exit {
+    if let Err(error) = trust::check(path) {
+        return fail(Exit::Refused, format_args!("the config cannot be trusted: {error}"));
+    }
     let (config, warnings) = match Config::load(path) {
         Ok(loaded) => loaded,
         Err(errors) => return fail(Exit::Refused, errors),
@@ -64,6 +67,7 @@ async fn serve(config: Config, path: &Path) -> Exit {
 /// The API's token; a file that others can read is no secret.
 fn token(api: &ApiConfig) -> Result<Option<Arc<str>>, String> {
     let Some(path) = &api.token_file else { return Ok(None) };
+    trust::check(path).map_err(|error| format!("api.token_file {}: {error}", path.display()))?;
     let tried = |error: io::Error| format!("api.token_file {}: {error}", path.display());
     let mode = fs::metadata(path).map_err(tried)?.mode();
     if mode & 0o077 != 0 {

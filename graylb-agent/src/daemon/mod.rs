@@ -43,6 +43,7 @@ use crate::{
     netlink::Seen,
     probe::{Observation, Probes},
     store::{Store, Stored, boot_id},
+    trust,
 };
 
 /// How soon a failed write of the state file is tried again.
@@ -260,6 +261,9 @@ impl Daemon {
     }
 
     fn reload(&mut self) -> Result<Reload, CommandError> {
+        trust::check(&self.config_path).map_err(|error| {
+            CommandError::Config(format!("the config cannot be trusted: {error}"))
+        })?;
         let (config, warnings) = Config::load(&self.config_path)
             .map_err(|errors| CommandError::Config(errors.to_string()))?;
         let mut notes: Vec<String> = warnings.iter().map(ToString::to_string).collect();

@@ -24,6 +24,7 @@ use crate::{
     config::Config,
     model::state::State,
     netlink::{NetlinkError, Seen, Watcher},
+    privileges,
     probe::{Observation, Probes},
     store::{Store, StoreError, boot_id},
 };
@@ -45,6 +46,9 @@ pub enum StartError {
     /// The kernel's links cannot be followed.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// The kernel did not take the privileges back that are not needed any more.
+    #[error("cannot give up privileges: {0}")]
+    Privileges(rustix::io::Errno),
     /// No interface could be attached, and not because there is none yet; or the socket hook could not.
     #[error("cannot start: {}", .0.join("; "))]
     Attach(Vec<String>),
@@ -81,6 +85,8 @@ pub fn start(config: Config, config_path: PathBuf) -> Result<Started, StartError
         clsact: false,
     })?;
     plane.notes().iter().for_each(|note| info!("{note}"));
+    // What follows can do without the others; no other thread has been started.
+    privileges::reduce().map_err(StartError::Privileges)?;
     let flows =
         FlowWatch::start(plane.sweeper()?, config.flows.timeouts(), config.flows.sweep_interval)
             .map_err(|error| ApplyError::new("cannot start the thread that sweeps flows", error))?;

@@ -15,7 +15,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{choice::PoolChoice, health::HealthState, spec::Name};
+use crate::{
+    model::{choice::PoolChoice, health::HealthState, spec::Name},
+    trust,
+};
 
 /// Version of the file's contents.
 const VERSION: u32 = 1;
@@ -160,6 +163,7 @@ impl Store {
             .mode(0o700)
             .create(directory)
             .map_err(|error| self.io("make its directory", error))?;
+        trust::check(directory).map_err(|error| self.unsafe_because(error.to_string()))?;
         let metadata =
             fs::metadata(directory).map_err(|error| self.io("look at its directory", error))?;
         let me = rustix::process::geteuid().as_raw();

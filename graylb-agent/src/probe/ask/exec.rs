@@ -1,6 +1,6 @@
 //! A command of the operator's, run as the agent's user with nothing in its environment but where to look.
 
-use std::{net::SocketAddr, process::Stdio};
+use std::{net::SocketAddr, path::Path, process::Stdio};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
@@ -9,7 +9,10 @@ use tokio::{
 };
 
 use super::{Asked, excerpt};
-use crate::model::{health::Target, probe::ExecProbe};
+use crate::{
+    model::{health::Target, probe::ExecProbe},
+    trust,
+};
 
 /// Longest output that is read, in bytes; what is written beyond it is thrown away.
 const MAX_OUTPUT: u64 = 4 << 10;
@@ -33,6 +36,7 @@ pub(super) async fn ask(probe: &ExecProbe, target: &Target, address: SocketAddr)
     let Some((program, arguments)) = probe.command.split_first() else {
         return Err("no command".into());
     };
+    trust::check(Path::new(program)).map_err(|error| format!("not run: {error}"))?;
     let mut child = Command::new(program)
         .args(arguments)
         .env_clear()
