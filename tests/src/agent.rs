@@ -109,6 +109,15 @@ impl Installation {
         command
     }
 
+    /// `WRAPPER… graylb ARGUMENTS`, in the namespace.
+    #[must_use]
+    pub fn wrapped(&self, wrapper: &[&str], arguments: &[&str]) -> Command {
+        let (program, before) = wrapper.split_first().expect("a program");
+        let mut command = self.namespace.command(program);
+        command.args(before).arg(&*BINARY).args(arguments).stdin(Stdio::null());
+        command
+    }
+
     /// Runs `graylb ARGUMENTS` and returns exit code, stdout and stderr.
     ///
     /// # Panics
@@ -287,6 +296,12 @@ impl Agent<'_> {
 
     fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
+    }
+
+    /// Ends it without warning, if it has not ended.
+    pub fn end(mut self) {
+        let _gone = self.child.kill();
+        let _gone = self.child.wait();
     }
 
     /// Ends it without warning (SIGKILL).

@@ -35,7 +35,7 @@ struct Tool {
     why: &'static str,
 }
 
-const TOOLS: [Tool; 11] = [
+const TOOLS: [Tool; 12] = [
     Tool { program: "cc", package: "gcc libc6-dev", purpose: Purpose::Build, why: "to link" },
     Tool { program: "curl", package: "curl", purpose: Purpose::Demo, why: "to ask and to switch" },
     Tool {
@@ -66,6 +66,12 @@ const TOOLS: [Tool; 11] = [
         why: "to see what is attached",
     },
     Tool { program: "kill", package: "procps", purpose: Purpose::Test, why: "to send signals" },
+    Tool {
+        program: "strace",
+        package: "strace",
+        purpose: Purpose::Test,
+        why: "to kill the agent at each step",
+    },
     Tool { program: "xargs", package: "findutils", purpose: Purpose::Test, why: "for janitors" },
 ];
 
