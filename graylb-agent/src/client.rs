@@ -38,6 +38,14 @@ pub enum ClientError {
     },
 }
 
+/// What an agent answers.
+struct Answer {
+    status: StatusCode,
+    /// What it is tagged with.
+    revision: Option<u64>,
+    body: Bytes,
+}
+
 /// Calls one agent.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -58,7 +66,19 @@ impl Client {
     ///
     /// See [`ClientError`].
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        self.call(Method::GET, path, Bytes::new()).await
+        Ok(self.get_with_revision(path).await?.0)
+    }
+
+    /// The same, and the revision that the answer is tagged with.
+    ///
+    /// # Errors
+    ///
+    /// See [`ClientError`].
+    pub async fn get_with_revision<T: DeserializeOwned>(
+        &self,
+        path: &str,
+    ) -> Result<(T, Option<u64>), ClientError> {
+        self.call(Method::GET, path, Bytes::new(), None).await
     }
 
     /// POSTs JSON and reads JSON.
@@ -71,8 +91,50 @@ impl Client {
         path: &str,
         body: &impl serde::Serialize,
     ) -> Result<T, ClientError> {
+        self.post_if(path, body, None).await
+    }
+
+    /// The same, on condition that what is changed is at a revision.
+    ///
+    /// # Errors
+    ///
+    /// See [`ClientError`].
+    pub async fn post_if<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl serde::Serialize,
+        revision: Option<u64>,
+    ) -> Result<T, ClientError> {
         let body = serde_json::to_vec(body).map_err(|error| self.unreachable(error))?;
-        self.call(Method::POST, path, body.into()).await
+        Ok(self.call(Method::POST, path, body.into(), revision).await?.0)
+    }
+
+    /// PUTs JSON and reads JSON, on the same condition.
+    ///
+    /// # Errors
+    ///
+    /// See [`ClientError`].
+    pub async fn put_if<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl serde::Serialize,
+        revision: Option<u64>,
+    ) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| self.unreachable(error))?;
+        Ok(self.call(Method::PUT, path, body.into(), revision).await?.0)
+    }
+
+    /// DELETEs and reads JSON, on the same condition.
+    ///
+    /// # Errors
+    ///
+    /// See [`ClientError`].
+    pub async fn delete_if<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        revision: Option<u64>,
+    ) -> Result<T, ClientError> {
+        Ok(self.call(Method::DELETE, path, Bytes::new(), revision).await?.0)
     }
 
     async fn call<T: DeserializeOwned>(
@@ -80,18 +142,20 @@ impl Client {
         method: Method,
         path: &str,
         body: Bytes,
-    ) -> Result<T, ClientError> {
-        let (status, answer) =
-            time::timeout(TIMEOUT, self.exchange(method, path, body))
+        revision: Option<u64>,
+    ) -> Result<(T, Option<u64>), ClientError> {
+        let Answer { status, revision, body } =
+            time::timeout(TIMEOUT, self.exchange(method, path, body, revision))
                 .await
                 .map_err(|_| self.unreachable(format!("no answer within {TIMEOUT:?}")))??;
         if status.is_success() {
-            return serde_json::from_slice(&answer)
-                .map_err(|error| self.unreachable(format!("not graylb's answer: {error}")));
+            let answer = serde_json::from_slice(&body)
+                .map_err(|error| self.unreachable(format!("not graylb's answer: {error}")))?;
+            return Ok((answer, revision));
         }
-        let message = match serde_json::from_slice::<ErrorBody>(&answer) {
+        let message = match serde_json::from_slice::<ErrorBody>(&body) {
             Ok(body) => body.error.message,
-            Err(_) => format!("{status}: {}", String::from_utf8_lossy(&answer).trim()),
+            Err(_) => format!("{status}: {}", String::from_utf8_lossy(&body).trim()),
         };
         Err(ClientError::Refused { status, message })
     }
@@ -101,7 +165,8 @@ impl Client {
         method: Method,
         path: &str,
         body: Bytes,
-    ) -> Result<(StatusCode, Bytes), ClientError> {
+        revision: Option<u64>,
+    ) -> Result<Answer, ClientError> {
         let stream =
             TcpStream::connect(self.address).await.map_err(|error| self.unreachable(error))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
@@ -116,14 +181,19 @@ impl Client {
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
+        if let Some(revision) = revision {
+            request = request.header(header::IF_MATCH, format!("\"{revision}\""));
+        }
         let request = request.body(Full::new(body)).map_err(|error| self.unreachable(error))?;
         let response =
             sender.send_request(request).await.map_err(|error| self.unreachable(error))?;
         let status = response.status();
+        let tag = response.headers().get(header::ETAG).and_then(|tag| tag.to_str().ok());
+        let revision = tag.and_then(|tag| tag.trim_matches('"').parse().ok());
         let body = Limited::new(response.into_body(), MAX_ANSWER);
         let body = body.collect().await.map_err(|error| self.unreachable(error))?;
         connection.abort();
-        Ok((status, body.to_bytes()))
+        Ok(Answer { status, revision, body: body.to_bytes() })
     }
 
     fn unreachable(&self, why: impl ToString) -> ClientError {

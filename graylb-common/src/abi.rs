@@ -7,7 +7,7 @@
 use crate::{
     backend::{Active, Backend, BackendCounters, Source},
     flow::{Flow, FlowKey, HalfOpen, NextHop},
-    service::{Service, ServiceKey, Slot, Turn},
+    service::{Route, Rule, RuleKey, Service, ServiceKey, Slot, Turn},
     settings::Settings,
     socket::{SocketEndpoint, SocketKey, SocketPair, SocketSettings, Steered},
     verdict::ServiceDrops,
@@ -23,7 +23,11 @@ const fn assert_size<T>(bytes: usize) {
 const _: () = {
     assert_size::<ServiceKey<[u8; 4]>>(8);
     assert_size::<ServiceKey<[u8; 16]>>(20);
-    assert_size::<Service>(40);
+    assert_size::<Service>(32);
+    assert_size::<Route>(20);
+    assert_size::<RuleKey<[u8; 4]>>(8);
+    assert_size::<RuleKey<[u8; 16]>>(20);
+    assert_size::<Rule>(4);
     assert_size::<Slot>(4);
     assert_size::<Turn>(8);
     assert_size::<Backend>(40);

@@ -8,6 +8,8 @@
 
 use murmur::{Absorb, Murmur3};
 
+use crate::service::SHARES;
+
 /// The hash of words.
 #[must_use]
 pub const fn words(seed: u32, words: &[u32]) -> u32 {
@@ -123,6 +125,18 @@ pub fn tuple<A: Address>(salt: u32, source: &A, source_port: u16) -> u32 {
 #[must_use]
 pub const fn place(hash: u32, count: u32) -> u32 {
     ((hash as u64 * count as u64) >> 32) as u32
+}
+
+/// The bucket of a client, below [`SHARES`]: those below the share are the canary's. `port` sets flows of one
+/// client apart, where that is wanted.
+#[inline(always)]
+#[must_use]
+pub fn bucket<A: Address>(salt: u32, address: &A, prefix: u8, port: Option<u16>) -> u32 {
+    let hash = match port {
+        Some(port) => tuple(salt, address, port),
+        None => client(salt, address, prefix),
+    };
+    place(hash, SHARES)
 }
 
 #[cfg(test)]

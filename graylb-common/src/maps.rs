@@ -5,6 +5,12 @@
 pub const SERVICES_V4: &str = "services_v4";
 /// The same for IPv6.
 pub const SERVICES_V6: &str = "services_v6";
+/// All services' routes in one flat array of `Route`.
+pub const ROUTES: &str = "routes";
+/// Client rules: prefixes of `RuleKey` → `Rule`.
+pub const RULES_V4: &str = "rules_v4";
+/// The same for IPv6.
+pub const RULES_V6: &str = "rules_v6";
 /// All services' slots in one flat array of `Slot`.
 pub const SLOTS: &str = "slots";
 /// Round-robin counters: array of `Turn`.
@@ -45,9 +51,12 @@ pub const SOCKET_ACTIVE: &str = "socket_active";
 pub const SOCKET_SETTINGS: &str = "socket_settings";
 
 /// Every pinned map.
-pub const ALL: [&str; 21] = [
+pub const ALL: [&str; 24] = [
     SERVICES_V4,
     SERVICES_V6,
+    ROUTES,
+    RULES_V4,
+    RULES_V6,
     SLOTS,
     TURNS,
     BACKENDS,
@@ -103,9 +112,10 @@ pub const DEFAULT_BACKENDS: u32 = 1 << 14;
 pub const DEFAULT_SOURCES: u32 = 1 << 12;
 /// Numbers of services ([`crate::service::Service::id`]) for each service per family: one per family.
 pub const IDS_PER_SERVICE: u32 = 2;
-/// Round-robin counters for each service per family: two for each number, used in turn by the service's
-/// generations.
-pub const TURNS_PER_SERVICE: u32 = 2 * IDS_PER_SERVICE;
+/// Default routes of all services together that fit, and as many round-robin counters.
+pub const DEFAULT_ROUTES: u32 = 1 << 15;
+/// Default client rules of all services of a family together that fit.
+pub const DEFAULT_RULES: u32 = 1 << 16;
 
 /// Entries of `socket_pairs`; two entries make a pair.
 pub const MAX_SOCKET_PAIRS: u32 = 1 << 15;

@@ -1,11 +1,15 @@
-//! Service → place in its slots. All weighting is in the slots, which the agent fills; here they are only
+//! Route → place in its slots. All weighting is in the slots, which the agent fills; here they are only
 //! indexed, by a counter, by a hash or at random.
 //!
 //! A place is below `slots_count`, which is not 0. Nothing is remembered of a choice but the flow itself: a
 //! SYN that is sent again meets its half-open flow and is not chosen for anew, and under the hashes a later SYN
 //! of the same tuple is led to the same slot.
 
-use graylb_common::{hash, service::Service, verdict::Verdict};
+use graylb_common::{
+    hash,
+    service::{Route, Service},
+    verdict::Verdict,
+};
 
 use crate::{
     access::random,
@@ -16,29 +20,29 @@ use crate::{
 
 /// The next in turn.
 #[inline(always)]
-pub fn turn(service: &Service) -> Result<u32, Verdict> {
-    let turn = maps::take_turn(service.turn).ok_or(Verdict::BadTable)?;
-    Ok(turn.checked_rem(u64::from(service.slots_count)).unwrap_or(0) as u32)
+pub fn turn(route: &Route) -> Result<u32, Verdict> {
+    let turn = maps::take_turn(route.turn).ok_or(Verdict::BadTable)?;
+    Ok(turn.checked_rem(u64::from(route.slots_count)).unwrap_or(0) as u32)
 }
 
 /// By the client's tuple; the salt stands for its destination and protocol.
 #[inline(always)]
-pub fn tuple<Fam: Family>(key: &KeyOf<Fam>, service: &Service) -> u32 {
+pub fn tuple<Fam: Family>(key: &KeyOf<Fam>, service: &Service, route: &Route) -> u32 {
     let hash = hash::tuple(service.salt, &key.source, key.source_port);
-    hash::place(hash, service.slots_count)
+    hash::place(hash, route.slots_count)
 }
 
 /// By the client's address, as far as it says who the client is.
 #[inline(always)]
-pub fn sticky<Fam: Family>(key: &KeyOf<Fam>, service: &Service) -> u32 {
-    let hash = hash::client(service.salt, &key.source, service.prefix);
-    hash::place(hash, service.slots_count)
+pub fn sticky<Fam: Family>(key: &KeyOf<Fam>, service: &Service, route: &Route) -> u32 {
+    let hash = hash::client(service.salt, &key.source, route.prefix);
+    hash::place(hash, route.slots_count)
 }
 
 /// Two at random, not the same where there are two.
 #[inline(always)]
-pub fn two(service: &Service) -> (u32, u32) {
-    let count = service.slots_count;
+pub fn two(route: &Route) -> (u32, u32) {
+    let count = route.slots_count;
     let first = hash::place(random(), count);
     let second = first + 1 + hash::place(random(), count.wrapping_sub(1));
     (first, if second < count { second } else { second.wrapping_sub(count) })

@@ -35,6 +35,12 @@ pub fn service<D: Direction, Fam: Family>(
     if !D::IN {
         return Err(Verdict::HostOutput);
     }
+    service_at::<Fam>(packet).ok_or(Verdict::NotService)
+}
+
+/// The same, in a function of its own in the kernel: its key is not on the stack of who goes on.
+#[inline(never)]
+fn service_at<Fam: Family>(packet: &Packet<Fam>) -> Option<&'static Service> {
     let protocol = if packet.tcp.is_some() { PROTOCOL_TCP } else { PROTOCOL_UDP };
-    maps::service(Fam::services(), &service_key(&packet.key, protocol)).ok_or(Verdict::NotService)
+    maps::service(Fam::services(), &service_key(&packet.key, protocol))
 }

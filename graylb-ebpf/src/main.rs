@@ -26,6 +26,7 @@ mod pipeline;
 mod rewrite;
 mod select;
 mod socket;
+mod split;
 mod tcp;
 mod tunnel;
 mod udp;

@@ -9,18 +9,18 @@ use core::ptr::NonNull;
 
 use aya_ebpf::{
     bindings::BPF_ANY,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     macros::btf_map,
 };
 use graylb_common::{
     backend::{Active, Backend, BackendCounters, Source},
     flow::{Flow, FlowKey, HalfOpen, NextHop},
     maps::{
-        DEFAULT_BACKENDS, DEFAULT_HALF_OPEN_ENTRIES, DEFAULT_SERVICES, DEFAULT_SLOTS,
-        DEFAULT_SOURCES, DEFAULT_TCP_ENTRIES, DEFAULT_UDP_ENTRIES, IDS_PER_SERVICE,
-        TURNS_PER_SERVICE,
+        DEFAULT_BACKENDS, DEFAULT_HALF_OPEN_ENTRIES, DEFAULT_ROUTES, DEFAULT_RULES,
+        DEFAULT_SERVICES, DEFAULT_SLOTS, DEFAULT_SOURCES, DEFAULT_TCP_ENTRIES, DEFAULT_UDP_ENTRIES,
+        IDS_PER_SERVICE,
     },
-    service::{Service, ServiceKey, Slot, Turn},
+    service::{RULE_SET_BITS, Route, Rule, RuleKey, Service, ServiceKey, Slot, Turn},
     settings::Settings,
     verdict::{SERVICE_VERDICTS, ServiceDrops, VERDICT_COUNT, Verdict, VerdictCounters},
 };
@@ -30,7 +30,8 @@ use crate::maps_socket;
 // The sizes are defaults: the agent sets them from its config when it loads the programs.
 const SERVICES: usize = DEFAULT_SERVICES as usize;
 const SERVICE_IDS: usize = SERVICES * IDS_PER_SERVICE as usize;
-const TURN_COUNTERS: usize = SERVICES * TURNS_PER_SERVICE as usize;
+const ROUTES_MAX: usize = DEFAULT_ROUTES as usize;
+const RULES_MAX: usize = DEFAULT_RULES as usize;
 const BACKEND_ENTRIES: usize = DEFAULT_BACKENDS as usize;
 const TCP: usize = DEFAULT_TCP_ENTRIES as usize;
 const HALF_OPEN: usize = DEFAULT_HALF_OPEN_ENTRIES as usize;
@@ -38,6 +39,9 @@ const UDP: usize = DEFAULT_UDP_ENTRIES as usize;
 
 /// Virtual endpoints of one family.
 pub type ServiceMap<A> = &'static HashMap<ServiceKey<A>, Service, SERVICES>;
+
+/// Client rules of one family.
+pub type RuleMap<A> = &'static LpmTrie<RuleKey<A>, Rule, RULES_MAX>;
 
 type Lru<K, V, const N: usize> = LruHashMap<K, V, N>;
 
@@ -50,8 +54,11 @@ macro_rules! maps {
 maps! {
     "services_v4" SERVICES_V4: HashMap<ServiceKey<[u8; 4]>, Service, SERVICES>;
     "services_v6" SERVICES_V6: HashMap<ServiceKey<[u8; 16]>, Service, SERVICES>;
+    "routes" ROUTES: Array<Route, ROUTES_MAX>;
+    "rules_v4" RULES_V4: LpmTrie<RuleKey<[u8; 4]>, Rule, RULES_MAX>;
+    "rules_v6" RULES_V6: LpmTrie<RuleKey<[u8; 16]>, Rule, RULES_MAX>;
     "slots" SLOTS: Array<Slot, { DEFAULT_SLOTS as usize }>;
-    "turns" TURNS: Array<Turn, TURN_COUNTERS>;
+    "turns" TURNS: Array<Turn, ROUTES_MAX>;
     "backends" BACKENDS: Array<Backend, BACKEND_ENTRIES>;
     "backend_stats" BACKEND_STATS: PerCpuArray<BackendCounters, BACKEND_ENTRIES>;
     "active" ACTIVE: Array<Active, BACKEND_ENTRIES>;
@@ -212,6 +219,20 @@ pub fn service<A>(map: ServiceMap<A>, key: &ServiceKey<A>) -> Option<&'static Se
     // SAFETY: the agent replaces entries as a whole, and a replaced one stays as it was until no program
     // that saw it runs any more.
     unsafe { map.get(key) }
+}
+
+/// The route of a client by the longest of its service's rules that is for it.
+#[inline(always)]
+pub fn ruled<A: Copy>(map: RuleMap<A>, rules: u32, address: &A) -> Option<u32> {
+    let bits = RULE_SET_BITS + 8 * size_of::<A>() as u32;
+    let key = Key::new(bits, RuleKey { rules, address: *address });
+    map.get(&key).map(|rule| rule.route)
+}
+
+/// Reads a route.
+#[inline(always)]
+pub fn route(index: u32) -> Option<&'static Route> {
+    ROUTES.get(index)
 }
 
 /// Takes the next turn of a counter.
@@ -392,6 +413,8 @@ macro_rules! accessors {
 accessors! {
     services_v4 SERVICES_V4: HashMap<ServiceKey<[u8; 4]>, Service, SERVICES>;
     services_v6 SERVICES_V6: HashMap<ServiceKey<[u8; 16]>, Service, SERVICES>;
+    rules_v4 RULES_V4: LpmTrie<RuleKey<[u8; 4]>, Rule, RULES_MAX>;
+    rules_v6 RULES_V6: LpmTrie<RuleKey<[u8; 16]>, Rule, RULES_MAX>;
     tcp_v4 TCP_V4: Lru<FlowKey<[u8; 4]>, Flow<[u8; 4]>, TCP>;
     tcp_v6 TCP_V6: Lru<FlowKey<[u8; 16]>, Flow<[u8; 16]>, TCP>;
     half_open_v4 HALF_OPEN_V4: Lru<FlowKey<[u8; 4]>, HalfOpen<[u8; 4]>, HALF_OPEN>;

@@ -1,21 +1,21 @@
-//! Service → backend → the tuple of a new flow towards it.
+//! Service → route → backend → the tuple of a new flow towards it.
 
 use graylb_common::{
     backend::{Backend, MODE_SNAT},
     csum,
     flow::{FLOW_CLOSED, FLOW_REPLY, FlowKey},
-    service::{SELECT_LEAST, SELECT_STICKY, SELECT_TUPLE, SELECT_TURNS, Service},
+    service::{Route, SELECT_LEAST, SELECT_STICKY, SELECT_TUPLE, SELECT_TURNS, Service},
     verdict::Verdict,
 };
 
 use crate::{
     access::{Frame, now_ns, random},
-    balance,
+    balance, count,
     family::{Family, FlowOf, KeyOf, PortRange, UNUSED_PORTS},
     maps::{self, Draft, FlowTable},
     parse::Packet,
     rewrite::rewritten,
-    udp,
+    split, udp,
 };
 
 /// How many tuples towards a backend are tried before a new flow is given up.
@@ -35,28 +35,54 @@ pub struct Choice {
     pub backend: &'static Backend,
 }
 
-/// Chooses a backend of the service's pool for the client of a flow with this key.
+/// Chooses a backend of the service for the client of a flow with this key; its index in `backends`.
 #[inline(always)]
-pub fn backend<Fam: Family>(key: &KeyOf<Fam>, service: &Service) -> Result<Choice, Verdict> {
-    if service.slots_count == 0 {
+pub fn backend<Fam: Family>(key: &KeyOf<Fam>, service: &Service) -> Result<u32, Verdict> {
+    let mut verdict = Verdict::BadTable;
+    let index = index::<Fam>(key, service, &mut verdict);
+    u32::try_from(index).map_err(|_| count::for_service(service.id, verdict))
+}
+
+/// The index of the chosen backend, in a function of its own in the kernel: its stack is not for those who go
+/// on with the choice. Below 0 there is none, and `verdict` says why.
+#[inline(never)]
+fn index<Fam: Family>(key: &KeyOf<Fam>, service: &Service, verdict: &mut Verdict) -> i64 {
+    let route = split::route::<Fam>(key, service).ok_or(Verdict::BadTable);
+    match route.and_then(|route| on_route::<Fam>(key, service, route)) {
+        Ok(choice) => i64::from(choice.index),
+        Err(why) => {
+            *verdict = why;
+            -1
+        }
+    }
+}
+
+/// Chooses a backend of a route.
+#[inline(always)]
+pub fn on_route<Fam: Family>(
+    key: &KeyOf<Fam>,
+    service: &Service,
+    route: &Route,
+) -> Result<Choice, Verdict> {
+    if route.slots_count == 0 {
         return Err(Verdict::NoBackend);
     }
-    match service.select {
-        SELECT_TURNS => at(service, balance::turn(service)?),
-        SELECT_TUPLE => at(service, balance::tuple::<Fam>(key, service)),
-        SELECT_STICKY => at(service, balance::sticky::<Fam>(key, service)),
+    match route.select {
+        SELECT_TURNS => at(route, balance::turn(route)?),
+        SELECT_TUPLE => at(route, balance::tuple::<Fam>(key, service, route)),
+        SELECT_STICKY => at(route, balance::sticky::<Fam>(key, service, route)),
         SELECT_LEAST => {
-            let (first, second) = balance::two(service);
-            Ok(balance::less_busy(at(service, first)?, at(service, second)?))
+            let (first, second) = balance::two(route);
+            Ok(balance::less_busy(at(route, first)?, at(route, second)?))
         }
         _ => Err(Verdict::BadTable),
     }
 }
 
-/// The backend that a service's slot leads to.
+/// The backend that a route's slot leads to.
 #[inline(always)]
-fn at(service: &Service, place: u32) -> Result<Choice, Verdict> {
-    let slot = maps::slot(service.slots_start.wrapping_add(place)).ok_or(Verdict::BadTable)?;
+fn at(route: &Route, place: u32) -> Result<Choice, Verdict> {
+    let slot = maps::slot(route.slots_start.wrapping_add(place)).ok_or(Verdict::BadTable)?;
     let backend = maps::backend(slot.backend).ok_or(Verdict::BadTable)?;
     if backend.family == 0 {
         return Err(Verdict::BadTable);
@@ -64,21 +90,22 @@ fn at(service: &Service, place: u32) -> Result<Choice, Verdict> {
     Ok(Choice { index: slot.backend, backend })
 }
 
-/// Drafts the flow from the packet's client to the backend.
+/// Drafts the flow from the packet's client to the backend at an index.
 #[inline(always)]
 pub fn draft<Fam: Family, F: Frame>(
     frame: &F,
     packet: &Packet<Fam>,
     service: &Service,
-    choice: &Choice,
+    index: u32,
 ) -> Result<&'static mut Draft<Fam::Address>, Verdict> {
     let draft = Fam::draft().ok_or(Verdict::BadTable)?;
-    if rewritten(u32::from(choice.backend.mode)) {
-        claim_tuple::<Fam, F>(frame, packet, choice.backend, &mut draft.reply_key)?;
+    let backend = maps::backend(index).ok_or(Verdict::BadTable)?;
+    if rewritten(u32::from(backend.mode)) {
+        claim_tuple::<Fam, F>(frame, packet, backend, &mut draft.reply_key)?;
     } else {
         draft.reply_key = packet.key.reversed();
     }
-    fill::<Fam>(draft, &packet.key, service, choice);
+    fill::<Fam>(draft, &packet.key, service, &Choice { index, backend });
     Ok(draft)
 }
 

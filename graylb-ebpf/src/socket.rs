@@ -23,6 +23,7 @@ use crate::{
     maps,
     maps_socket::{self, Kept, Pair},
     select::{self, Choice},
+    split,
 };
 
 /// The system call goes on.
@@ -148,22 +149,16 @@ fn disconnect(kept: &Kept, epoch: u32) {
     }
 }
 
-/// The service at an endpoint, if its pool is one for sockets.
+/// The service at an endpoint.
 #[inline(always)]
 fn service<Fam: Family>(asked: &SocketEndpoint, protocol: u8) -> Option<&'static Service> {
     let address = *Fam::address(&asked.address, family::<Fam>())?;
     let key = ServiceKey { address, port: asked.port, protocol, reserved: 0 };
-    let service = maps::service(Fam::services(), &key)?;
-    if service.slots_count == 0 {
-        return None;
-    }
-    // Before a turn is taken, which would be lost. A pool has one mode.
-    let backend = maps::backend(maps::slot(service.slots_start)?.backend)?;
-    (backend.mode == MODE_NAT && backend.family == family::<Fam>()).then_some(service)
+    maps::service(Fam::services(), &key)
 }
 
 /// Chooses a backend for a socket, which need have neither address nor port yet: its number stands for the
-/// port, and all clients on this host are one.
+/// port, and all clients on this host are one, at the service's own address.
 #[inline(always)]
 fn choose<Fam: Family, const IPV6: bool>(
     socket: &Socket<IPV6>,
@@ -177,7 +172,16 @@ fn choose<Fam: Family, const IPV6: bool>(
         source_port: socket.cookie() as u16,
         destination_port: asked.port,
     };
-    select::backend::<Fam>(&key, service).ok()
+    let route = split::route::<Fam>(&key, service)?;
+    if route.slots_count == 0 {
+        return None;
+    }
+    // Whether the pool is one for sockets, before a turn is taken, which would be lost. A pool has one mode.
+    let backend = maps::backend(maps::slot(route.slots_start)?.backend)?;
+    if backend.mode != MODE_NAT || backend.family != family::<Fam>() {
+        return None;
+    }
+    select::on_route::<Fam>(&key, service, route).ok()
 }
 
 #[inline(always)]

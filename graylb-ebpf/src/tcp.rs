@@ -40,21 +40,22 @@ pub fn classify<D: Direction, Fam: Family, F: Frame>(
     {
         return seen::<D, Fam>(flow, segment);
     }
+    if segment.flags & (SYN | ACK) == SYN {
+        return syn::<D, Fam, F>(frame, packet, segment);
+    }
     let mut verdict = Verdict::NoFlow;
-    unusual::<D, Fam, F>(frame, packet, segment, &mut verdict).ok_or(verdict)
+    unusual::<D, Fam>(packet, segment, &mut verdict).ok_or(verdict)
 }
 
-/// What is not a packet of an established flow and nothing else: a function of its own in the kernel, so
-/// that the others do not pay for its stack. Fills `verdict` in where there is no flow.
+/// What is neither a packet of an established flow and nothing else, nor a SYN: a function of its own in the
+/// kernel, so that the others do not pay for its stack. Fills `verdict` in where there is no flow.
 #[inline(never)]
-fn unusual<D: Direction, Fam: Family, F: Frame>(
-    frame: &F,
+fn unusual<D: Direction, Fam: Family>(
     packet: &Packet<Fam>,
     segment: Segment,
     verdict: &mut Verdict,
 ) -> Option<Entry<FlowOf<Fam>>> {
     let found = match segment.flags & (SYN | ACK) {
-        SYN => syn::<D, Fam, F>(frame, packet, segment),
         flags if flags == SYN | ACK => syn_ack::<D, Fam>(packet, segment),
         _ => data::<D, Fam>(packet, segment),
     };
@@ -62,6 +63,9 @@ fn unusual<D: Direction, Fam: Family, F: Frame>(
 }
 
 /// A client asks for a connection.
+///
+/// Looking the service up, choosing a backend and drafting the flow are functions of their own in the kernel,
+/// one after the other: none has the others on its stack.
 #[inline(always)]
 fn syn<D: Direction, Fam: Family, F: Frame>(
     frame: &F,
@@ -79,23 +83,36 @@ fn syn<D: Direction, Fam: Family, F: Frame>(
         return Ok(half_open.flow());
     }
     let service = classify::service::<D, Fam>(packet)?;
-    open::<Fam, F>(frame, packet, segment, service)
-        .map_err(|verdict| count::for_service(service.id, verdict))
+    let backend = select::backend::<Fam>(&packet.key, service)?;
+    let mut verdict = Verdict::BadTable;
+    open::<Fam, F>(frame, packet, service, backend, &mut verdict)
+        .ok_or_else(|| count::for_service(service.id, verdict))
 }
 
-/// A new half-open flow of a service.
-#[inline(always)]
+/// A new half-open flow of a service to a backend. Fills `verdict` in where there is none.
+#[inline(never)]
 fn open<Fam: Family, F: Frame>(
     frame: &F,
     packet: &Packet<Fam>,
-    segment: Segment,
     service: &Service,
+    backend: u32,
+    verdict: &mut Verdict,
+) -> Option<Entry<FlowOf<Fam>>> {
+    try_open::<Fam, F>(frame, packet, service, backend).map_err(|why| *verdict = why).ok()
+}
+
+#[inline(always)]
+fn try_open<Fam: Family, F: Frame>(
+    frame: &F,
+    packet: &Packet<Fam>,
+    service: &Service,
+    backend: u32,
 ) -> Found<Fam> {
-    let choice = select::backend::<Fam>(&packet.key, service)?;
+    let Some(segment) = packet.tcp else { return Err(Verdict::NoFlow) };
     if let Some(established) = Fam::tcp().find(&packet.key) {
         established.mark(FLOW_CHALLENGED);
     }
-    let draft = select::draft::<Fam, F>(frame, packet, service, &choice)?;
+    let draft = select::draft::<Fam, F>(frame, packet, service, backend)?;
     if let Some(established) = Fam::tcp().find(&draft.reply_key) {
         // The same backend again, or a flow that has ended: what answers this SYN is none of its packets.
         established.mark(FLOW_CHALLENGED);
@@ -108,7 +125,7 @@ fn open<Fam: Family, F: Frame>(
     if !select::insert(table, &packet.key, forward, reply_key, reply, mode) {
         return Err(Verdict::FlowTableFull);
     }
-    count::opened(choice.index);
+    count::opened(backend);
     table.find(&packet.key).map(|entry| entry.flow()).ok_or(Verdict::FlowTableFull)
 }
 

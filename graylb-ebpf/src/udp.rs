@@ -34,52 +34,45 @@ pub fn classify<D: Direction, Fam: Family, F: Frame>(
             return Ok(flow);
         }
     }
-    let mut verdict = Verdict::NotService;
-    open::<D, Fam, F>(frame, packet, found, &mut verdict).ok_or(verdict)
-}
-
-/// A new flow, perhaps in place of an expired one, in a function of its own in the kernel. Fills `verdict`
-/// in where there is none.
-#[inline(never)]
-fn open<D: Direction, Fam: Family, F: Frame>(
-    frame: &F,
-    packet: &Packet<Fam>,
-    expired: Option<Entry<FlowOf<Fam>>>,
-    verdict: &mut Verdict,
-) -> Option<Entry<FlowOf<Fam>>> {
-    try_open::<D, Fam, F>(frame, packet, expired).map_err(|why| *verdict = why).ok()
-}
-
-#[inline(always)]
-fn try_open<D: Direction, Fam: Family, F: Frame>(
-    frame: &F,
-    packet: &Packet<Fam>,
-    expired: Option<Entry<FlowOf<Fam>>>,
-) -> Result<Entry<FlowOf<Fam>>, Verdict> {
+    let replaced = found.map(|flow| flow.value().backend);
     let service = classify::service::<D, Fam>(packet)?;
-    let replaced = expired.map(|flow| flow.value().backend);
-    let opened = of_service::<Fam, F>(frame, packet, service)
-        .map_err(|verdict| count::for_service(service.id, verdict))?;
+    let backend = select::backend::<Fam>(&packet.key, service)?;
+    let mut verdict = Verdict::BadTable;
+    let flow = open::<Fam, F>(frame, packet, service, backend, &mut verdict)
+        .ok_or_else(|| count::for_service(service.id, verdict))?;
     if let Some(backend) = replaced {
         count::replaced(backend);
     }
-    Ok(opened)
+    Ok(flow)
 }
 
-#[inline(always)]
-fn of_service<Fam: Family, F: Frame>(
+/// A new flow of a service to a backend, perhaps in place of an expired one, in a function of its own in the
+/// kernel. Fills `verdict` in where there is none.
+#[inline(never)]
+fn open<Fam: Family, F: Frame>(
     frame: &F,
     packet: &Packet<Fam>,
     service: &Service,
+    backend: u32,
+    verdict: &mut Verdict,
+) -> Option<Entry<FlowOf<Fam>>> {
+    try_open::<Fam, F>(frame, packet, service, backend).map_err(|why| *verdict = why).ok()
+}
+
+#[inline(always)]
+fn try_open<Fam: Family, F: Frame>(
+    frame: &F,
+    packet: &Packet<Fam>,
+    service: &Service,
+    backend: u32,
 ) -> Result<Entry<FlowOf<Fam>>, Verdict> {
-    let choice = select::backend::<Fam>(&packet.key, service)?;
-    let draft = select::draft::<Fam, F>(frame, packet, service, &choice)?;
+    let draft = select::draft::<Fam, F>(frame, packet, service, backend)?;
     let table = Fam::udp();
     let (forward, reply) = (&draft.forward.flow, &draft.reply.flow);
     if !select::insert(table, &packet.key, forward, &draft.reply_key, reply, forward.mode) {
         return Err(Verdict::FlowTableFull);
     }
-    count::opened(choice.index);
+    count::opened(backend);
     table.find(&packet.key).ok_or(Verdict::FlowTableFull)
 }
 

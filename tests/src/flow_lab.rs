@@ -12,7 +12,7 @@ use aya::{
 };
 use graylb_agent::{
     apply::{DataPlane, FlowReport, Options, Sweeper, kernel_clock_ns},
-    compile::{BackendImage, Change, Select, ServiceImage},
+    compile::{BackendImage, Change, PoolImage, Select, ServiceImage},
     config::{FlowsConfig, LimitsConfig},
     model::{
         ageing::{Rules, Timeouts},
@@ -186,15 +186,14 @@ pub fn open(sandbox: &Sandbox, flows: FlowsConfig, limits: LimitsConfig) -> Data
 #[must_use]
 pub fn put(service: Endpoint, pool: u32, backends: &[SocketAddr]) -> Change {
     let images = backends.iter().map(|&address| BackendImage { address, weight: 1 });
-    let image = ServiceImage {
+    let image = PoolImage {
         pool,
         mode: Mode::Nat,
         select: Select::Turns,
-        salt: 0,
         backends: images.collect(),
         slots: (0..).take(backends.len()).collect(),
     };
-    Change::Put(service, image)
+    Change::Put(service, Box::new(ServiceImage::whole(0, image)))
 }
 
 /// The `n`th TCP or UDP service.

@@ -54,8 +54,9 @@ fn fields(map: &str) -> &'static [&'static str] {
     ];
     match map {
         maps::SERVICES_V4 | maps::SERVICES_V6 => {
-            &["address", "port", "protocol", "generation", "pool", "slots_start", "turn"]
+            &["address", "port", "protocol", "generation", "routes", "rules", "share", "split_by"]
         }
+        maps::ROUTES => &["pool", "slots_start", "slots_count", "turn", "select"],
         maps::SLOTS => &["backend"],
         maps::TURNS => &["next"],
         maps::BACKENDS => &["address", "port", "family", "mode", "service", "pool", "weight"],

@@ -111,7 +111,9 @@ fn a_generation_begins_with_its_first_turn_and_marks_its_flows() {
             let table =
                 if service.protocol == Protocol::Tcp { Table::HalfOpen } else { Table::Udp };
             for generation in 1..6 {
-                let put = lab.put(service, "again", &pool(family, &[1, 1, 1]));
+                // A pool that stays as it is goes on with its turns: this is another one each time.
+                let name = if generation % 2 == 0 { "even" } else { "odd" };
+                let put = lab.put(service, name, &pool(family, &[1, 1, 1]));
                 assert_eq!(put, generation);
                 for backend in [0, 1] {
                     let client = open(lab, path(Hook::Tc, family), service, backend);

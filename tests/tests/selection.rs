@@ -14,8 +14,8 @@ use aya::{
 };
 use aya_obj::programs::XdpAttachType;
 use graylb_agent::{
-    apply::{DataPlane, Options},
-    compile::{Change, ServiceImage, image},
+    apply::{ApplyError, DataPlane, Options},
+    compile::{Change, PoolImage, ServiceImage, pool_image, salt},
     config::{FlowsConfig, LimitsConfig},
     model::{
         balance::{Balance, Prefixes, TableSize},
@@ -29,9 +29,9 @@ use graylb_tests::sandbox::Sandbox;
 const MAGLEV: Balance = Balance::Maglev { size: TableSize::DEFAULT };
 
 /// The image of a pool in mode nat with these backends.
-fn nat_image(endpoint: &Endpoint, balance: Balance, backends: &[BackendSpec]) -> ServiceImage {
+fn nat_image(endpoint: &Endpoint, balance: Balance, backends: &[BackendSpec]) -> PoolImage {
     let pool = PoolSpec::new(backends.to_vec(), Mode::Nat, None).expect("pool");
-    image(endpoint, "pool", &pool.balanced(balance).expect("table"), backends)
+    pool_image(endpoint, "pool", &pool.balanced(balance).expect("table"), backends)
 }
 
 /// A data plane with one service, and its programs.
@@ -40,7 +40,8 @@ struct Lab {
     xdp: Xdp,
     tc: SchedClassifier,
     endpoint: Endpoint,
-    image: ServiceImage,
+    image: PoolImage,
+    salt: u32,
     sandbox: Sandbox,
 }
 
@@ -74,13 +75,15 @@ impl Lab {
         let mut plane = open(&sandbox);
         let endpoint = Endpoint { address: address(ipv4, 0, 80), protocol: Protocol::Tcp };
         let image = nat_image(&endpoint, balance, &backends(ipv4, weights));
-        plane.apply(&Change::Put(endpoint, image.clone())).expect("put the service in");
+        let salt = salt(&endpoint);
+        let whole = ServiceImage::whole(salt, image.clone());
+        plane.apply(&Change::Put(endpoint, Box::new(whole))).expect("put the service in");
         let programs = pins(&sandbox).join("programs");
         let xdp = Xdp::from_pin(programs.join(maps::PROGRAM_XDP), XdpAttachType::Interface)
             .expect("open the XDP program's pin");
         let tc = SchedClassifier::from_pin(programs.join(maps::PROGRAM_TC_IN))
             .expect("open the TC program's pin");
-        Self { plane, xdp, tc, endpoint, image, sandbox }
+        Self { plane, xdp, tc, endpoint, image, salt, sandbox }
     }
 
     /// Where the kernel sends a SYN from `client`.
@@ -142,6 +145,12 @@ impl Lab {
         let path = pins(&self.sandbox).join("maps").join(name);
         let map = MapData::from_pin(path).and_then(Map::from_map_data).expect("open the map's pin");
         map.try_into().expect("an array")
+    }
+
+    /// Puts another image of the pool in force.
+    fn put(&mut self, image: PoolImage) -> Result<u64, ApplyError> {
+        let image = ServiceImage::whole(self.salt, image);
+        self.plane.apply(&Change::Put(self.endpoint, Box::new(image)))
     }
 
     /// Says how many flows each backend has. Indices are given out from 0 on, in the order of the image.
@@ -262,7 +271,7 @@ fn maglev_chooses_as_the_agent_says() {
         let lab = Lab::new(ipv4, MAGLEV, &[1, 1, 2, 5, 1]);
         for number in 0..5000 {
             let client = lab.client(number);
-            let expected = lab.expected(tuple_hash(lab.image.salt, client));
+            let expected = lab.expected(tuple_hash(lab.salt, client));
             if number % 10 == 0 {
                 assert_eq!(lab.choice_by_xdp(client), expected, "{client} by XDP");
             } else {
@@ -281,7 +290,7 @@ fn sticky_clients_stay_together() {
         let lab = Lab::new(ipv4, balance, &[1, 3, 1]);
         for number in 0..2000 {
             let client = lab.client(number);
-            let expected = lab.expected(client_hash(lab.image.salt, client, prefix));
+            let expected = lab.expected(client_hash(lab.salt, client, prefix));
             let other_port = SocketAddr::new(client.ip(), client.port() ^ 1);
             let sibling = SocketAddr::new(sibling(client.ip(), prefix), client.port());
             for client in [client, other_port, sibling] {
@@ -339,7 +348,7 @@ fn measure_puts() {
             let image = nat_image(&lab.endpoint, balance, &backends(true, &[1; 10][round % 2..]));
             filled.push(start.elapsed());
             let start = Instant::now();
-            lab.plane.apply(&Change::Put(lab.endpoint, image)).expect("put");
+            lab.put(image).expect("put");
             put.push(start.elapsed());
             let mut map: Array<MapData, Slot> = lab.map(maps::SLOTS);
             let start = Instant::now();
@@ -398,7 +407,7 @@ fn a_syn_sent_again_goes_to_the_same_backend() {
         let mut others = backends(true, &[1, 1, 1]);
         others.retain(|backend| backend.address != first);
         let image = nat_image(&lab.endpoint, balance, &others);
-        lab.plane.apply(&Change::Put(lab.endpoint, image)).expect("put");
+        lab.put(image).expect("put");
         assert_eq!(lab.choice(client), first, "{balance}");
         assert_ne!(lab.choice(lab.client(2)), first, "{balance}: a new client");
     }
@@ -411,11 +420,11 @@ fn a_restart_finds_the_selection_again() {
     let sticky = Balance::Sticky { size: TableSize::DEFAULT, prefixes };
     let cases = [(true, MAGLEV), (false, sticky), (false, Balance::LeastConnections)];
     for (ipv4, balance) in cases {
-        let Lab { plane, endpoint, image, sandbox, .. } = Lab::new(ipv4, balance, &[1, 2, 3]);
+        let Lab { plane, endpoint, image, salt, sandbox, .. } = Lab::new(ipv4, balance, &[1, 2, 3]);
         drop(plane);
         let plane = open(&sandbox);
         let found = plane.installed().get(&endpoint).expect("the service");
-        assert!(found.routes_like(&image), "{balance}");
-        assert_eq!((found.select, found.salt), (image.select, image.salt));
+        assert!(found.stable.routes_like(&image), "{balance}");
+        assert_eq!((found.stable.select, found.salt), (image.select, salt));
     }
 }

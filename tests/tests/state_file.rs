@@ -39,8 +39,8 @@ const DAMAGES: [(Damage, &str); 8] = [
         "the checksum does not match",
     ),
     (
-        |state| state.replacen("graylb-state 1 ", "graylb-state 2 ", 1).into_bytes(),
-        "version 2, this graylb reads 1",
+        |state| state.replacen("graylb-state 2 ", "graylb-state 3 ", 1).into_bytes(),
+        "version 3, this graylb reads 2",
     ),
 ];
 

@@ -8,7 +8,7 @@ use axum::{
 use serde::Deserialize;
 
 use super::{Context, Peer, error::classify, guard::is_literal};
-use crate::daemon::{ServiceRef, SwitchRequest, Switched};
+use crate::daemon::{Asked as Change, ChangeRequest, Changed, ServiceRef};
 
 #[derive(Deserialize)]
 pub(super) struct Asked {
@@ -30,7 +30,7 @@ pub(super) async fn switch_upstream(
         return (StatusCode::BAD_REQUEST, "upstream is nil\n".into());
     };
     match switch(&context, peer, &headers, asked.host, upstream).await {
-        Ok((host, Switched { from, to, .. })) => (
+        Ok((host, Changed { from, to, .. })) => (
             StatusCode::OK,
             format!("Current upstream is :{from}\n{host} change upstream from {from} to {to}\n"),
         ),
@@ -49,7 +49,7 @@ pub(super) async fn ups_update(
         return (StatusCode::BAD_REQUEST, "usage: /ups_update?ups=x.x.x.x\n".into());
     };
     match switch(&context, peer, &headers, asked.host, ups).await {
-        Ok((host, Switched { from, to, .. })) => {
+        Ok((host, Changed { from, to, .. })) => {
             (StatusCode::OK, format!("{host} update upstream from {from} to {to}\n"))
         }
         Err(answer) => answer,
@@ -63,21 +63,22 @@ async fn switch(
     headers: &HeaderMap,
     host: Option<String>,
     to: String,
-) -> Result<(String, Switched), Answer> {
+) -> Result<(String, Changed), Answer> {
     let header = headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or("");
     // `host=` must be right; the Host header may as well be the API's own address.
     let (asked, may_be_only) = match host {
         Some(host) => (host, false),
         None => (header.to_owned(), is_literal(header)),
     };
-    let request = SwitchRequest {
+    let request = ChangeRequest {
         service: ServiceRef::Host { host: asked.clone(), may_be_only },
-        to,
+        asked: Change::Switch(to),
         force: false,
+        expected: None,
         by: peer.0.to_string(),
     };
-    match context.daemon.switch(request).await {
-        Ok((switched, endpoint)) => {
+    match context.daemon.change(request).await {
+        Ok((changed, endpoint)) => {
             let api = context.listen.to_string();
             let host = match endpoint {
                 Some(endpoint)
@@ -89,7 +90,7 @@ async fn switch(
                 }
                 _ => asked,
             };
-            Ok((host, switched))
+            Ok((host, changed))
         }
         Err(error) => Err((classify(&error).0, format!("{error}\n"))),
     }

@@ -55,6 +55,12 @@ pub(super) const fn classify(error: &CommandError) -> (StatusCode, &'static str)
         CommandError::Refused(SwitchError::Unfit(_)) => {
             (StatusCode::UNPROCESSABLE_ENTITY, "unfit_pool")
         }
+        CommandError::Refused(SwitchError::Outdated { .. }) => {
+            (StatusCode::PRECONDITION_FAILED, "outdated")
+        }
+        CommandError::Refused(SwitchError::UnknownRevision { .. }) => {
+            (StatusCode::NOT_FOUND, "unknown_revision")
+        }
         CommandError::Refused(SwitchError::NotHealthy { .. }) => {
             (StatusCode::CONFLICT, "pool_not_healthy")
         }

@@ -7,6 +7,7 @@ mod error;
 mod guard;
 mod metrics;
 mod server;
+mod split;
 mod v1;
 
 use std::{net::SocketAddr, sync::Arc};
@@ -15,18 +16,21 @@ use axum::{
     Router,
     extract::DefaultBodyLimit,
     middleware,
-    routing::{any, get, post},
+    routing::{any, get, post, put},
 };
 
 pub use self::{
     error::{ErrorBody, ErrorDetail},
     server::serve,
-    v1::SwitchBody,
+    split::{CanaryBody, RulesBody, SwitchBody, UndoBody},
 };
 use crate::daemon::Handle;
 
 /// Longest request body, in bytes.
 const MAX_BODY: usize = 64 << 10;
+
+/// The same where client rules are sent.
+const MAX_RULES_BODY: usize = 8 << 20;
 
 /// What every request sees.
 #[derive(Clone)]
@@ -50,7 +54,13 @@ pub fn router(context: Context) -> Router {
         .route("/ups_update", any(compat::ups_update))
         .route("/v1/services", get(v1::services))
         .route("/v1/services/{name}", get(v1::service))
-        .route("/v1/services/{name}/switch", post(v1::switch))
+        .route("/v1/services/{name}/switch", post(split::switch))
+        .route("/v1/services/{name}/canary", put(split::set_canary).delete(split::end_canary))
+        .route(
+            "/v1/services/{name}/rules",
+            get(split::rules).put(split::set_rules).layer(DefaultBodyLimit::max(MAX_RULES_BODY)),
+        )
+        .route("/v1/services/{name}/undo", post(split::undo))
         .route("/v1/status", get(v1::status))
         .route("/v1/reload", post(v1::reload))
         .route("/metrics", get(metrics::metrics))

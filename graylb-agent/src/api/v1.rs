@@ -1,35 +1,19 @@
 //! `/v1`, in JSON, and what health checks ask.
 
 use axum::{
-    Extension, Json,
-    extract::{Path, State, rejection::JsonRejection},
-    http::StatusCode,
+    Json,
+    extract::{Path, State},
+    http::{StatusCode, header},
     response::{IntoResponse as _, Response},
 };
-use serde::{Deserialize, Serialize};
 
-use super::{Context, Peer, error::ApiError};
+use super::{Context, error::ApiError, split::etag};
 use crate::{
-    daemon::{Reload, ServiceRef, ServiceReport, StatusReport, SwitchRequest, Switched},
+    daemon::{Reload, ServiceReport, StatusReport},
     model::state::SwitchError,
 };
 
 type Answer<T> = Result<Json<T>, ApiError>;
-
-/// Body of a switch: a pool, or addresses.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SwitchBody {
-    /// A pool's name.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub pool: Option<String>,
-    /// Addresses that take turns.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub backends: Option<Vec<String>>,
-    /// Switch even if nobody there answers.
-    #[serde(default)]
-    pub force: bool,
-}
 
 pub(super) async fn services(State(context): State<Context>) -> Answer<Vec<ServiceReport>> {
     Ok(Json(context.daemon.status().await?.services))
@@ -38,42 +22,19 @@ pub(super) async fn services(State(context): State<Context>) -> Answer<Vec<Servi
 pub(super) async fn service(
     State(context): State<Context>,
     Path(name): Path<String>,
-) -> Answer<ServiceReport> {
+) -> Result<Response, ApiError> {
     let StatusReport { services, .. } = context.daemon.status().await?;
     let known = services.iter().map(|service| service.name.clone()).collect();
     match services.into_iter().find(|service| service.name == name) {
-        Some(service) => Ok(Json(service)),
+        Some(service) => {
+            Ok(([(header::ETAG, etag(service.revision))], Json(service)).into_response())
+        }
         None => Err(crate::daemon::CommandError::from(SwitchError::UnknownService {
             asked: name,
             known,
         })
         .into()),
     }
-}
-
-pub(super) async fn switch(
-    State(context): State<Context>,
-    Extension(peer): Extension<Peer>,
-    Path(name): Path<String>,
-    body: Result<Json<SwitchBody>, JsonRejection>,
-) -> Answer<Switched> {
-    let Json(body) =
-        body.map_err(|error| ApiError::new(error.status(), "invalid_body", error.body_text()))?;
-    let to = match (body.pool, body.backends) {
-        (Some(pool), None) => pool,
-        (None, Some(backends)) => backends.join(","),
-        _ => {
-            return Err(ApiError::new(
-                StatusCode::UNPROCESSABLE_ENTITY,
-                "invalid_body",
-                "send either {\"pool\": NAME} or {\"backends\": [\"ADDRESS:PORT\", …]}",
-            ));
-        }
-    };
-    let service = ServiceRef::Named(name);
-    let request = SwitchRequest { service, to, force: body.force, by: peer.0.to_string() };
-    let (switched, _) = context.daemon.switch(request).await?;
-    Ok(Json(switched))
 }
 
 pub(super) async fn status(State(context): State<Context>) -> Answer<StatusReport> {
@@ -108,6 +69,6 @@ pub(super) async fn method_not_allowed() -> ApiError {
     ApiError::new(
         StatusCode::METHOD_NOT_ALLOWED,
         "method_not_allowed",
-        "this path does not take this method: switch and reload are POST, the others GET",
+        "this path does not take this method: switch, undo and reload are POST, canary is PUT and DELETE, rules GET and PUT, the others GET",
     )
 }

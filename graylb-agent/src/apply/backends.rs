@@ -34,7 +34,7 @@ use super::{
     tables::{full, read_error, set, take, write_error},
 };
 use crate::{
-    compile::{BackendImage, ServiceImage},
+    compile::{BackendImage, PoolImage},
     model::mode::Mode,
 };
 
@@ -50,8 +50,8 @@ pub(super) struct Identity {
 }
 
 impl Identity {
-    /// That of a backend of a service's image.
-    pub(super) fn of(service: u32, image: &ServiceImage, backend: &BackendImage) -> Self {
+    /// That of a backend of a service's pool.
+    pub(super) fn of(service: u32, image: &PoolImage, backend: &BackendImage) -> Self {
         Self { service, pool: image.pool, address: backend.address, mode: image.mode.clone() }
     }
 

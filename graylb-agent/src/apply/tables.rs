@@ -1,14 +1,14 @@
 //! Map image → maps: where each service's data lies, and the order of writes that makes a change whole.
 //!
-//! A change writes backends and slots into places that no service points to, and then the service's
-//! entry: one map write, before which the old generation is in force and after which the new one is.
+//! A change writes backends, slots, routes and rules into places that no service points to, and then the
+//! service's entry: one map write, before which the old generation is in force and after which the new one is.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     os::fd::AsFd as _,
     sync::{Arc, atomic::AtomicU32},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use aya::{
@@ -18,44 +18,55 @@ use aya::{
 use graylb_common::{
     backend::BackendCounters,
     maps,
-    service::{Service, Slot, Turn},
+    service::{ROUTE_CANARY, Route, SPLIT_CLIENT, SPLIT_FLOW, Service},
     settings::Settings,
     verdict::{ServiceDrops, VerdictCounters},
 };
 
 use super::{
     ApplyError,
-    backends::{BackendTotals, Backends, Identity, backend_address},
+    backends::{BackendTotals, Backends, Identity},
     batch,
     numbers::Numbers,
-    regions::Regions,
+    routes::RouteTable,
+    rules::RuleTable,
     services::ServiceMaps,
     sources::SourceTable,
 };
 use crate::{
-    compile::{BackendImage, Change, Image, Select, ServiceImage},
-    model::{mode::Mode, spec::Endpoint},
+    compile::{BackendImage, Change, Image, PoolImage, ServiceImage},
+    model::{
+        spec::Endpoint,
+        split::{Cidr, SplitBy},
+    },
 };
 
 /// graylb's maps, and what is in them.
 pub(super) struct Tables {
-    services: ServiceMaps,
-    slots: Array<MapData, Slot>,
-    turns: Array<MapData, Turn>,
-    backends: Backends,
-    verdicts: PerCpuArray<MapData, VerdictCounters>,
-    service_drops: PerCpuArray<MapData, ServiceDrops>,
-    settings: Array<MapData, Settings>,
-    image: Image,
-    entries: BTreeMap<Endpoint, Service>,
-    service_ids: Numbers,
-    regions: Regions,
-    sources: SourceTable,
-    /// Services per family and slots that fit.
-    services_limit: u32,
-    slots_limit: u32,
-    /// How many of `entries` are of IPv4.
-    v4_services: u32,
+    pub(super) services: ServiceMaps,
+    pub(super) routes: RouteTable,
+    pub(super) rules: RuleTable,
+    pub(super) backends: Backends,
+    pub(super) verdicts: PerCpuArray<MapData, VerdictCounters>,
+    pub(super) service_drops: PerCpuArray<MapData, ServiceDrops>,
+    pub(super) settings: Array<MapData, Settings>,
+    pub(super) image: Image,
+    pub(super) placed: BTreeMap<Endpoint, Placed>,
+    pub(super) service_ids: Numbers,
+    pub(super) sources: SourceTable,
+    /// Services per family that fit.
+    pub(super) services_limit: u32,
+    /// How many of `placed` are of IPv4.
+    pub(super) v4_services: u32,
+}
+
+/// Where a service's data lies.
+#[derive(Clone, Debug)]
+pub(super) struct Placed {
+    /// Its entry.
+    pub(super) entry: Service,
+    /// Its routes, from [`Service::routes`] on.
+    pub(super) routes: Vec<Route>,
 }
 
 /// Takes a map out of the loaded object.
@@ -72,26 +83,22 @@ where
 impl Tables {
     /// Takes the maps out of the loaded object.
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, ApplyError> {
-        // The sizes are the maps' own: pinned ones keep theirs.
-        let slots: Array<MapData, Slot> = take(ebpf, maps::SLOTS)?;
-        let turns: Array<MapData, Turn> = take(ebpf, maps::TURNS)?;
-        let services_limit = turns.len() / maps::TURNS_PER_SERVICE;
-        let slots_limit = slots.len();
+        let service_drops: PerCpuArray<MapData, ServiceDrops> = take(ebpf, maps::SERVICE_DROPS)?;
+        // The size is the map's own: a pinned one keeps its.
+        let services_limit = service_drops.len() / maps::IDS_PER_SERVICE;
         Ok(Self {
             services: ServiceMaps::take(ebpf)?,
-            slots,
-            turns,
+            routes: RouteTable::take(ebpf)?,
+            rules: RuleTable::take(ebpf)?,
             backends: Backends::take(ebpf)?,
             verdicts: take(ebpf, maps::VERDICTS)?,
-            service_drops: take(ebpf, maps::SERVICE_DROPS)?,
+            service_drops,
             settings: take(ebpf, maps::SETTINGS)?,
             image: Image::new(),
-            entries: BTreeMap::new(),
+            placed: BTreeMap::new(),
             service_ids: Numbers::new(services_limit * maps::IDS_PER_SERVICE, &BTreeSet::new()),
-            regions: Regions::new(slots_limit, []),
             sources: SourceTable::take(ebpf)?,
             services_limit,
-            slots_limit,
             v4_services: 0,
         })
     }
@@ -101,92 +108,7 @@ impl Tables {
     }
 
     pub(super) fn generation(&self, endpoint: &Endpoint) -> Option<u64> {
-        self.entries.get(endpoint).map(|entry| entry.generation)
-    }
-
-    /// Reads what an earlier agent left in force. A service whose data does not hold together is taken
-    /// out, and said so; it is put in again with the next changes.
-    pub(super) fn reconcile(&mut self) -> Result<Vec<String>, ApplyError> {
-        let mut notes = Vec::new();
-        let mut in_force = BTreeMap::new();
-        for (endpoint, entry) in self.services.read()? {
-            match self.read_image(&endpoint, &entry) {
-                Ok((image, indices)) => {
-                    in_force.extend(indices);
-                    self.image.insert(endpoint, image);
-                    self.entries.insert(endpoint, entry);
-                }
-                Err(why) => {
-                    self.services.remove(&endpoint)?;
-                    notes.push(format!(
-                        "service {endpoint} in the kernel was damaged ({why}) and taken out"
-                    ));
-                }
-            }
-        }
-        let taken = self.entries.values().map(|entry| (entry.slots_start, entry.slots_count));
-        self.regions = Regions::new(self.slots_limit, taken);
-        self.v4_services = self.entries.keys().filter(|e| e.address.is_ipv4()).count() as u32;
-        let ids = self.entries.values().map(|entry| entry.id).collect();
-        self.service_ids = Numbers::new(self.services_limit * maps::IDS_PER_SERVICE, &ids);
-        self.backends.reconcile(&in_force, &ids, &mut self.sources)?;
-        self.sources.settle(&self.backends.source_places());
-        if !self.entries.is_empty() {
-            notes.push(format!("took over {} services from the pinned maps", self.entries.len()));
-        }
-        Ok(notes)
-    }
-
-    fn read_image(
-        &mut self,
-        endpoint: &Endpoint,
-        entry: &Service,
-    ) -> Result<(ServiceImage, BTreeMap<Identity, u32>), String> {
-        let end = entry.slots_start.checked_add(entry.slots_count);
-        if end.is_none_or(|end| end > self.slots_limit) {
-            return Err(format!("slots {} + {}", entry.slots_start, entry.slots_count));
-        }
-        let select = Select::from_abi(entry.select, entry.prefix)
-            .ok_or_else(|| format!("select {} by prefix {}", entry.select, entry.prefix))?;
-        let mut image = ServiceImage {
-            pool: entry.pool,
-            select,
-            salt: entry.salt,
-            mode: Mode::Nat,
-            backends: Vec::new(),
-            slots: Vec::new(),
-        };
-        let mut places = BTreeMap::new();
-        let mut indices = BTreeMap::new();
-        for place in entry.slots_start..entry.slots_start + entry.slots_count {
-            let slot = self.slots.get(&place, 0).map_err(|error| error.to_string())?;
-            if let Some(known) = places.get(&slot.backend) {
-                image.slots.push(*known);
-                continue;
-            }
-            let backend = self.backends.entry(slot.backend).map_err(|error| error.to_string())?;
-            let mode = self.sources.mode(&backend)?;
-            let address = backend_address(&backend)
-                .filter(|address| {
-                    let same_family = address.is_ipv4() == endpoint.address.is_ipv4();
-                    same_family || matches!(mode, Mode::Ipip(_))
-                })
-                .filter(|_| backend.service == entry.id)
-                .ok_or_else(|| format!("slot {place} leads to backend {}", slot.backend))?;
-            if image.backends.is_empty() {
-                image.mode = mode.clone();
-            } else if image.mode != mode {
-                return Err(format!("slot {place} leads to a backend of another mode"));
-            }
-            let known = image.backends.len() as u32;
-            places.insert(slot.backend, known);
-            image.slots.push(known);
-            let weight = u16::try_from(backend.weight).unwrap_or(u16::MAX);
-            image.backends.push(BackendImage { address, weight });
-            let identity = Identity { service: entry.id, pool: backend.pool, address, mode };
-            indices.insert(identity, slot.backend);
-        }
-        Ok((image, indices))
+        self.placed.get(endpoint).map(|placed| placed.entry.generation)
     }
 
     /// Puts one change in force.
@@ -198,81 +120,155 @@ impl Tables {
     }
 
     fn put(&mut self, endpoint: Endpoint, image: &ServiceImage) -> Result<u64, ApplyError> {
-        let old = self.entries.get(&endpoint).copied();
-        let id = match old {
-            Some(entry) => entry.id,
+        let old = self.placed.get(&endpoint).cloned();
+        let id = match &old {
+            Some(placed) => placed.entry.id,
             None => self.free_service_id(&endpoint)?,
         };
-        let put = self.put_under(id, old, endpoint, image);
+        let put = self.put_under(id, old.as_ref(), endpoint, image);
         if put.is_err() && old.is_none() {
             self.service_ids.give_back(id);
         }
         put
     }
 
+    /// Writes what differs aside, puts it in force by the service's entry, and frees what it replaces.
     fn put_under(
         &mut self,
         id: u32,
-        old: Option<Service>,
+        old: Option<&Placed>,
         endpoint: Endpoint,
         image: &ServiceImage,
     ) -> Result<u64, ApplyError> {
-        let generation = old.map_or(0, |entry| entry.generation) + 1;
-        let mut indices = Vec::with_capacity(image.backends.len());
-        for backend in &image.backends {
-            indices.push(self.put_backend(id, image, backend)?);
-        }
-        let now = Instant::now();
-        let count = image.slots.len() as u32;
-        let start = match count {
-            0 => 0,
-            _ => self
-                .regions
-                .take(count, now)
-                .ok_or_else(|| full(maps::SLOTS, self.slots_limit, "limits.slots"))?,
+        let mut fresh = Vec::new();
+        let placed = match self.write_aside(id, old, endpoint, image, &mut fresh) {
+            Ok(placed) => placed,
+            Err(error) => {
+                fresh.iter().for_each(|route| self.routes.give_back_pool(route));
+                return Err(error);
+            }
         };
-        // The generation before this one steps through the other counter.
-        let turn = id * 2 + (generation % 2) as u32;
-        let (select, prefix) = image.select.to_abi();
-        let entry = Service {
-            generation,
-            id,
-            pool: image.pool,
-            slots_start: start,
-            slots_count: count,
-            turn,
-            select,
-            prefix,
-            reserved: 0,
-            salt: image.salt,
-            reserved2: 0,
-        };
-        let written = self
-            .write_slots(start, &indices, &image.slots)
-            .and_then(|()| set(&mut self.turns, maps::TURNS, turn, Turn { next: 0 }))
-            .and_then(|()| self.services.write(&endpoint, entry));
-        if let Err(error) = written {
-            self.regions.give_back(start, count, now);
+        if let Err(error) = self.services.write(&endpoint, placed.entry) {
+            self.free(&placed, old, image.rules.keys().copied());
             return Err(error);
         }
+        let generation = placed.entry.generation;
+        let before = self.image.insert(endpoint, image.clone());
         if let Some(old) = old {
-            self.regions.give_back(old.slots_start, old.slots_count, now);
-        }
-        if self.entries.insert(endpoint, entry).is_none() {
+            let clients = before.map(|image| image.rules).unwrap_or_default();
+            self.free(old, Some(&placed), clients.into_keys());
+        } else {
             self.v4_services += u32::from(endpoint.address.is_ipv4());
         }
-        self.image.insert(endpoint, image.clone());
+        self.placed.insert(endpoint, placed);
         Ok(generation)
+    }
+
+    /// Writes pools, routes and rules that are not there yet into places that nothing points to. `fresh` has the
+    /// pools that were written, also on an error.
+    fn write_aside(
+        &mut self,
+        id: u32,
+        old: Option<&Placed>,
+        endpoint: Endpoint,
+        image: &ServiceImage,
+        fresh: &mut Vec<Route>,
+    ) -> Result<Placed, ApplyError> {
+        let old_image = self.image.get(&endpoint).cloned().filter(|_| old.is_some());
+        let mut there: Vec<(PoolImage, Route)> = match (&old_image, old) {
+            (Some(image), Some(placed)) => {
+                let routes = placed.routes.iter().filter(|route| route.slots_count > 0);
+                image.pools().cloned().zip(routes.copied()).collect()
+            }
+            _ => Vec::new(),
+        };
+        let mut routes = Vec::new();
+        for pool in image.pools() {
+            let known = there.iter().find(|(other, _)| other.routes_like(pool));
+            let route = match known {
+                Some((_, route)) => *route,
+                None => {
+                    let route = self.write_pool(id, image, pool)?;
+                    fresh.push(route);
+                    there.push((pool.clone(), route));
+                    route
+                }
+            };
+            if routes.len() == ROUTE_CANARY as usize && image.canary.is_none() {
+                routes.push(Route::NONE);
+            }
+            routes.push(route);
+        }
+        let same_rules = old_image.as_ref().is_some_and(|old| old.rules == image.rules);
+        let old_rules = old.filter(|_| same_rules).map(|old| old.entry.rules);
+        let rules = match old_rules {
+            Some(rules) => rules,
+            None => self.rules.put(&image.rules)?,
+        };
+        let row = match old.filter(|old| old.routes == routes) {
+            Some(old) => old.entry.routes,
+            None => self.routes.put_row(&routes).inspect_err(|_| {
+                if old_rules.is_none() {
+                    self.rules.retire(rules, image.rules.keys().copied());
+                }
+            })?,
+        };
+        let entry = Service {
+            generation: old.map_or(0, |old| old.entry.generation) + 1,
+            id,
+            salt: image.salt,
+            split_salt: image.split.salt,
+            routes: row,
+            rules,
+            share: image.canary.as_ref().map_or(0, |(share, _)| share.of_10000()),
+            split_by: match image.split.by {
+                SplitBy::Client => SPLIT_CLIENT,
+                SplitBy::Flow => SPLIT_FLOW,
+            },
+            split_prefix: image.split.prefix,
+        };
+        Ok(Placed { entry, routes })
+    }
+
+    fn write_pool(
+        &mut self,
+        id: u32,
+        image: &ServiceImage,
+        pool: &PoolImage,
+    ) -> Result<Route, ApplyError> {
+        let mut indices = Vec::with_capacity(pool.backends.len());
+        for backend in &pool.backends {
+            indices.push(self.put_backend(id, image, pool, backend)?);
+        }
+        self.routes.put_pool(pool, &indices)
+    }
+
+    /// Frees what `gone` has and `stays` has not; `clients` are those of its rules.
+    fn free(&mut self, gone: &Placed, stays: Option<&Placed>, clients: impl Iterator<Item = Cidr>) {
+        let kept = stays.map_or(&[][..], |stays| &stays.routes).iter().map(|route| route.turn);
+        // Routes of one pool share its slots and counter.
+        let mut done: BTreeSet<u32> = kept.collect();
+        for route in gone.routes.iter().filter(|route| route.slots_count > 0) {
+            if done.insert(route.turn) {
+                self.routes.give_back_pool(route);
+            }
+        }
+        if stays.is_none_or(|stays| stays.entry.routes != gone.entry.routes) {
+            self.routes.give_back_row(gone.entry.routes, gone.routes.len() as u32);
+        }
+        if stays.is_none_or(|stays| stays.entry.rules != gone.entry.rules) {
+            self.rules.retire(gone.entry.rules, clients);
+        }
     }
 
     fn remove(&mut self, endpoint: &Endpoint) -> Result<(), ApplyError> {
         self.services.remove(endpoint)?;
-        if let Some(entry) = self.entries.remove(endpoint) {
-            self.regions.give_back(entry.slots_start, entry.slots_count, Instant::now());
+        if let Some(placed) = self.placed.remove(endpoint) {
+            let clients = self.image.remove(endpoint).map(|image| image.rules).unwrap_or_default();
+            self.free(&placed, None, clients.into_keys());
             self.v4_services -= u32::from(endpoint.address.is_ipv4());
-            self.service_ids.give_back(entry.id);
-            self.image.remove(endpoint);
-            self.backends.forget_service(entry.id)?;
+            self.service_ids.give_back(placed.entry.id);
+            self.backends.forget_service(placed.entry.id)?;
         }
         Ok(())
     }
@@ -283,7 +279,7 @@ impl Tables {
         // The map of the endpoint's family may be full before the numbers, which both share, are.
         let v4 = self.v4_services;
         let same_family =
-            if endpoint.address.is_ipv4() { v4 } else { self.entries.len() as u32 - v4 };
+            if endpoint.address.is_ipv4() { v4 } else { self.placed.len() as u32 - v4 };
         if same_family >= size {
             return Err(none_left());
         }
@@ -307,39 +303,24 @@ impl Tables {
         &mut self,
         service: u32,
         image: &ServiceImage,
+        pool: &PoolImage,
         backend: &BackendImage,
     ) -> Result<u32, ApplyError> {
-        let Self { entries, image: installed, backends, sources, .. } = self;
+        let Self { placed, image: installed, backends, sources, .. } = self;
         // Those of this change lead nowhere yet, and are not to be displaced either.
         let keep = || {
-            let mut keep = in_force(entries, installed);
-            keep.extend(image.backends.iter().map(|backend| Identity::of(service, image, backend)));
+            let mut keep = in_force(placed, installed);
+            keep.extend(identities(service, image));
             keep
         };
-        let place = match image.mode.sources() {
+        let place = match pool.mode.sources() {
             Some(list) => sources.place(list, || {
                 backends.release(&keep())?;
                 Ok(backends.source_places())
             })?,
             None => (0, 0),
         };
-        backends.put(Identity::of(service, image, backend), backend.weight, place, keep)
-    }
-
-    fn write_slots(
-        &mut self,
-        start: u32,
-        indices: &[u32],
-        slots: &[u32],
-    ) -> Result<(), ApplyError> {
-        let led = slots.iter().map(|&slot| match indices.get(slot as usize) {
-            Some(&backend) => Ok(Slot { backend }),
-            None => Err(ApplyError::text(format!("slot {slot} of {} backends", indices.len()))),
-        });
-        let led = led.collect::<Result<Vec<_>, _>>()?;
-        let places: Vec<u32> = (start..).take(led.len()).collect();
-        batch::update(self.slots.map().fd().as_fd(), &places, &led)
-            .map_err(|error| write_error(maps::SLOTS, error))
+        backends.put(Identity::of(service, pool, backend), backend.weight, place, keep)
     }
 
     pub(super) fn set_udp_timeout(&mut self, timeout: Duration) -> Result<(), ApplyError> {
@@ -380,7 +361,7 @@ impl Tables {
         let all = batch::read_array::<ServiceDrops>(map, self.service_ids.end(), cpus)
             .map_err(|error| read_error(maps::SERVICE_DROPS, error))?;
         let mut drops = BTreeMap::new();
-        for (endpoint, entry) in &self.entries {
+        for (endpoint, Placed { entry, .. }) in &self.placed {
             let mut total = ServiceDrops::default();
             all.chunks(cpus)
                 .nth(entry.id as usize)
@@ -411,8 +392,8 @@ impl Tables {
         &self,
         endpoint: &Endpoint,
     ) -> impl Iterator<Item = (u32, SocketAddr, u32)> {
-        let entry = self.entries.get(endpoint);
-        let mine = entry.into_iter().flat_map(|entry| self.backends.of_service(entry.id));
+        let placed = self.placed.get(endpoint).into_iter();
+        let mine = placed.flat_map(|placed| self.backends.of_service(placed.entry.id));
         mine.map(|(identity, index)| (identity.pool, identity.address, index))
     }
 
@@ -420,7 +401,7 @@ impl Tables {
         &self,
         endpoint: &Endpoint,
     ) -> Result<Vec<(u32, SocketAddr, BackendCounters)>, ApplyError> {
-        let Some(entry) = self.entries.get(endpoint) else { return Ok(Vec::new()) };
+        let Some(Placed { entry, .. }) = self.placed.get(endpoint) else { return Ok(Vec::new()) };
         let mut counters: BTreeMap<(u32, SocketAddr), BackendCounters> = BTreeMap::new();
         for (Identity { pool, address, .. }, index) in self.backends.of_service(entry.id) {
             counters.entry((*pool, *address)).or_default().add(&self.backends.counters(index)?);
@@ -430,12 +411,18 @@ impl Tables {
 }
 
 /// The backends that services lead to.
-fn in_force(entries: &BTreeMap<Endpoint, Service>, image: &Image) -> BTreeSet<Identity> {
-    let services = entries.iter().filter_map(|(endpoint, entry)| {
-        let image = image.get(endpoint)?;
-        Some(image.backends.iter().map(|backend| Identity::of(entry.id, image, backend)))
-    });
-    services.flatten().collect()
+fn in_force(placed: &BTreeMap<Endpoint, Placed>, image: &Image) -> BTreeSet<Identity> {
+    let services = placed
+        .iter()
+        .filter_map(|(endpoint, placed)| Some((placed.entry.id, image.get(endpoint)?)));
+    services.flat_map(|(service, image)| identities(service, image)).collect()
+}
+
+/// The backends of a service's pools.
+fn identities(service: u32, image: &ServiceImage) -> impl Iterator<Item = Identity> {
+    image.pools().flat_map(move |pool| {
+        pool.backends.iter().map(move |backend| Identity::of(service, pool, backend))
+    })
 }
 
 pub(super) fn set<V: aya::Pod>(

@@ -4,6 +4,8 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::model::split::{Cidr, Share};
+
 const EXAMPLES: &str = "\
 Examples:
   graylb check /etc/graylb/graylb.toml            look a config over
@@ -12,6 +14,9 @@ Examples:
   graylb status --drops                           what became of packets, and why
   graylb switch shop green                        send shop's new connections to pool green
   graylb switch shop 10.0.0.7:80,10.0.0.8:80      ... or to these backends
+  graylb share shop green 5%                      send a twentieth of shop's clients to green
+  graylb rules add shop 192.0.2.0/24 green        send our testers there, whatever the share
+  graylb undo shop                                take that back
   curl 'http://127.0.0.1:7878/_switch_upstream?upstream=green' -H 'Host: shop.example'
 
 Exit codes:
@@ -62,16 +67,48 @@ pub(super) enum Command {
         all: bool,
     },
     /// Send a service's new connections to another pool; existing ones stay where they are
+    ///
+    /// A canary and client rules stay, unless the pool was the canary: that is promoted.
     Switch {
         #[command(flatten)]
         client: ClientArguments,
-        /// The service's name
-        service: String,
+        #[command(flatten)]
+        change: ChangeArguments,
         /// A pool's name, or addresses separated by commas
         pool: String,
-        /// Even if no backend there answers its probe
-        #[arg(long)]
-        force: bool,
+    },
+    /// Send a share of a service's clients to a canary pool, or end that
+    ///
+    /// A share that grows only adds clients, one that shrinks takes the newest away. Existing connections stay
+    /// where they are.
+    Share {
+        #[command(flatten)]
+        client: ClientArguments,
+        #[command(flatten)]
+        change: ChangeArguments,
+        /// The canary pool's name, or addresses separated by commas
+        #[arg(required_unless_present = "end")]
+        pool: Option<String>,
+        /// Its part of the clients, as in 5% or 0.25%
+        #[arg(required_unless_present = "end")]
+        share: Option<Share>,
+        /// No canary any more: all its clients go to the stable pool
+        #[arg(long, conflicts_with_all = ["pool", "share"])]
+        end: bool,
+    },
+    /// Send some clients to a pool of their own, whatever the share
+    Rules {
+        #[command(subcommand)]
+        command: RulesCommand,
+    },
+    /// Take the latest change of a service back, or all since a revision; that can be undone, too
+    Undo {
+        #[command(flatten)]
+        client: ClientArguments,
+        #[command(flatten)]
+        change: ChangeArguments,
+        /// The revision to go back to
+        revision: Option<u64>,
     },
     /// Read the config again; one with mistakes changes nothing
     Reload {
@@ -84,6 +121,59 @@ pub(super) enum Command {
         #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/graylb")]
         pin_dir: PathBuf,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum RulesCommand {
+    /// Show a service's client rules, a line each: a network and a pool
+    List {
+        #[command(flatten)]
+        client: ClientArguments,
+        /// The service's name
+        service: String,
+    },
+    /// Put the rules of a file in place of all that there are
+    Set {
+        #[command(flatten)]
+        client: ClientArguments,
+        #[command(flatten)]
+        change: ChangeArguments,
+        /// The file, as `list` prints it: lines with a network and a pool, and what is behind # left out; -: stdin
+        file: PathBuf,
+    },
+    /// Add a rule, or change it
+    Add {
+        #[command(flatten)]
+        client: ClientArguments,
+        #[command(flatten)]
+        change: ChangeArguments,
+        /// The clients' network, as in 192.0.2.0/24; where several hold, the smallest wins
+        network: Cidr,
+        /// The pool's name, or addresses separated by commas
+        pool: String,
+    },
+    /// Remove a rule
+    Remove {
+        #[command(flatten)]
+        client: ClientArguments,
+        #[command(flatten)]
+        change: ChangeArguments,
+        /// The clients' network
+        network: Cidr,
+    },
+}
+
+/// What every change of a service's split takes.
+#[derive(Args, Clone, Debug)]
+pub(super) struct ChangeArguments {
+    /// The service's name
+    pub(super) service: String,
+    /// Even if no backend there answers its probe
+    #[arg(long)]
+    pub(super) force: bool,
+    /// Only if the service is still at this revision, which `graylb status` shows
+    #[arg(long, value_name = "REVISION", alias = "if-generation")]
+    pub(super) if_revision: Option<u64>,
 }
 
 #[derive(Args, Clone, Debug)]

@@ -38,9 +38,14 @@ fn summary(text: &mut String, config: &Config) -> std::fmt::Result {
     let mut total = 0;
     for size in map_sizes(&config.flows, &config.limits) {
         let bytes = size.memory(cpus);
-        total += bytes;
         let (name, entries) = (size.name, size.entries);
-        writeln!(text, "  {name:<13} {entries:>9} entries {:>9.1} MiB", mebibytes(bytes))?;
+        write!(text, "  {name:<13} {entries:>9} entries {:>9.1} MiB", mebibytes(bytes))?;
+        if size.grows() {
+            writeln!(text, " when full")?;
+        } else {
+            total += bytes;
+            writeln!(text)?;
+        }
     }
     writeln!(text, "  {:<13} {:>27.1} MiB", "total", mebibytes(total))?;
     writeln!(text, "the config is good")

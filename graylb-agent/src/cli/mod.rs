@@ -4,6 +4,7 @@ mod args;
 mod check;
 mod drops;
 mod run;
+mod split;
 mod status;
 
 use std::{
@@ -18,10 +19,9 @@ use serde_json::json;
 
 use self::args::{Arguments, ClientArguments, Command};
 use crate::{
-    api::SwitchBody,
     apply,
     client::{Client, ClientError},
-    daemon::{Reload, StatusReport, Switched},
+    daemon::{Reload, StatusReport},
 };
 
 /// How a command ends, for scripts; `--help` lists it.
@@ -60,9 +60,12 @@ pub fn main() -> ExitCode {
                 (false, false) => status::table(&report),
             })
         }),
-        Command::Switch { client, service, pool, force } => {
-            call(&client, async |client: Client| switch(client, &service, pool, force).await)
+        Command::Switch { client, change, pool } => split::switch(&client, change, pool),
+        Command::Share { client, change, pool, share, end: _ } => {
+            split::share(&client, change, pool.zip(share))
         }
+        Command::Rules { command } => split::rules(command),
+        Command::Undo { client, change, revision } => split::undo(&client, change, revision),
         Command::Reload { client } => call(&client, async |client: Client| {
             let Reload { notes } = client.post("/v1/reload", &json!({})).await?;
             let notes: String = notes.iter().map(|note| format!("note: {note}\n")).collect();
@@ -70,19 +73,6 @@ pub fn main() -> ExitCode {
         }),
     }
     .into()
-}
-
-async fn switch(
-    client: Client,
-    service: &str,
-    pool: String,
-    force: bool,
-) -> Result<String, ClientError> {
-    let body = SwitchBody { pool: Some(pool), backends: None, force };
-    let switched: Switched = client.post(&format!("/v1/services/{service}/switch"), &body).await?;
-    let Switched { service, from, to, generation, warning } = switched;
-    let warning = warning.map(|warning| format!("warning: {warning}\n")).unwrap_or_default();
-    Ok(format!("{warning}{service} switched from {from} to {to} (generation {generation})\n"))
 }
 
 /// Makes a call to the agent and prints what it returns.

@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 
 use crate::{
     apply::{Attachment, SocketHook},
-    daemon::{FormerPool, ServiceReport, StatusReport},
+    daemon::{BackendReport, CanaryReport, FormerPool, PoolReport, ServiceReport, StatusReport},
     model::health::HealthState,
 };
 
@@ -78,9 +78,22 @@ fn write_service(text: &mut String, service: &ServiceReport) -> fmt::Result {
     };
     writeln!(
         text,
-        "\n{}  {}/{}  -> {} ({origin}), {}, {generation}",
-        service.name, service.address, service.protocol, service.pool, service.balance
+        "\n{}  {}/{}  -> {} ({origin}), {}, {generation}, revision {}",
+        service.name,
+        service.address,
+        service.protocol,
+        service.pool,
+        service.balance,
+        service.revision
     )?;
+    if let Some(CanaryReport { pool, share, starved }) = &service.canary {
+        let starved =
+            if *starved { ": NOBODY THERE IS UP, its part stays with the others" } else { "" };
+        writeln!(text, "  canary: {share} of the clients to {pool}{starved}")?;
+    }
+    if service.rules > 0 {
+        writeln!(text, "  client rules: {} (`graylb rules list {}`)", service.rules, service.name)?;
+    }
     if service.last_good_kept {
         writeln!(text, "  NOBODY IS UP: the last backends that were good stay in force")?;
     }
@@ -100,30 +113,36 @@ fn write_service(text: &mut String, service: &ServiceReport) -> fmt::Result {
     ];
     let [b, w, s, t, a, o, e, r, c] = header;
     writeln!(text, "  {b:<28} {w:>6}  {s:<8} {t:<11} {a:>8} {o:>9} {e:>11} {r:>8} {c:>9}  reason")?;
-    for backend in &service.backends {
-        let state = match backend.state {
-            HealthState::Unknown => "unknown",
-            HealthState::Up => "up",
-            HealthState::Down => "DOWN",
-        };
-        let takes = if backend.takes_flows { "yes" } else { "no" };
-        writeln!(
-            text,
-            "  {:<28} {:>6}  {state:<8} {takes:<11} {:>8} {:>9} {:>11} {:>8} {:>9}  {}",
-            backend.address.to_string(),
-            backend.weight,
-            backend.active,
-            backend.opened,
-            backend.established,
-            backend.refused,
-            backend.closed,
-            backend.reason
-        )?;
+    service.backends.iter().try_for_each(|backend| write_backend(text, backend))?;
+    for PoolReport { pool, balance, backends } in &service.others {
+        writeln!(text, "  {pool}, {balance}:")?;
+        backends.iter().try_for_each(|backend| write_backend(text, backend))?;
     }
     for former in &service.former {
         write_former(text, former)?;
     }
     Ok(())
+}
+
+fn write_backend(text: &mut String, backend: &BackendReport) -> fmt::Result {
+    let state = match backend.state {
+        HealthState::Unknown => "unknown",
+        HealthState::Up => "up",
+        HealthState::Down => "DOWN",
+    };
+    let takes = if backend.takes_flows { "yes" } else { "no" };
+    writeln!(
+        text,
+        "  {:<28} {:>6}  {state:<8} {takes:<11} {:>8} {:>9} {:>11} {:>8} {:>9}  {}",
+        backend.address.to_string(),
+        backend.weight,
+        backend.active,
+        backend.opened,
+        backend.established,
+        backend.refused,
+        backend.closed,
+        backend.reason
+    )
 }
 
 /// A pool that was switched away from, while it has flows.

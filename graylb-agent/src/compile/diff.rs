@@ -9,7 +9,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Put this service's data in force.
-    Put(Endpoint, ServiceImage),
+    Put(Endpoint, Box<ServiceImage>),
     /// Take the service out.
     Remove(Endpoint),
 }
@@ -23,6 +23,6 @@ pub fn diff(installed: &Image, wanted: &Image) -> Vec<Change> {
     });
     removed
         .map(|endpoint| Change::Remove(*endpoint))
-        .chain(put.map(|(endpoint, image)| Change::Put(*endpoint, image.clone())))
+        .chain(put.map(|(endpoint, image)| Change::Put(*endpoint, Box::new(image.clone()))))
         .collect()
 }

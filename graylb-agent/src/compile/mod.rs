@@ -9,7 +9,7 @@ mod slots;
 
 pub use diff::{Change, diff};
 pub use maglev::maglev;
-pub use selection::{Select, salt, slots};
-pub use service::{compile, compile_service, image};
-pub use service_image::{BackendImage, Image, ServiceImage, pool_number};
+pub use selection::{Select, salt, slots, split_salt};
+pub use service::{compile, compile_forced, compile_service, pool_image};
+pub use service_image::{BackendImage, Image, PoolImage, ServiceImage, SplitImage, pool_number};
 pub use slots::round_robin;

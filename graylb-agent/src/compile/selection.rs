@@ -19,7 +19,10 @@ use crate::model::{
 /// Seed of a service's salt.
 const SALT_SEED: u32 = 0x7361_6c74;
 
-/// How the packet path chooses among a service's slots.
+/// Seed of the salt for the share.
+const SPLIT_SEED: u32 = 0x7370_6c74;
+
+/// How the packet path chooses among a pool's slots.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Select {
     /// In turn.
@@ -50,7 +53,7 @@ impl Select {
         }
     }
 
-    /// As a service's entry in the kernel says it: `select` and `prefix`.
+    /// As a route's entry in the kernel says it: `select` and `prefix`.
     #[must_use]
     pub const fn to_abi(self) -> (u8, u8) {
         match self {
@@ -95,6 +98,17 @@ pub fn salt(endpoint: &Endpoint) -> u32 {
     };
     let [a, b, c, d, port] = identity(endpoint.address);
     hash::words(SALT_SEED, &[a, b, c, d, port, u32::from(protocol)])
+}
+
+/// The salt by which a service's clients get their buckets, independent of [`salt`]: who goes to the canary
+/// must not say to which of its backends. Services that name the same salt choose alike.
+#[must_use]
+pub fn split_salt(endpoint: &Endpoint, named: Option<&str>) -> u32 {
+    let whole = match named {
+        Some(named) => crc32fast::hash(named.as_bytes()),
+        None => salt(endpoint),
+    };
+    hash::words(SPLIT_SEED, &[whole])
 }
 
 #[cfg(test)]

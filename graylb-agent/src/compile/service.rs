@@ -1,9 +1,15 @@
 //! Desired state → map image.
 
-use super::{BackendImage, Image, Select, ServiceImage, pool_number, salt, slots};
+use std::collections::BTreeMap;
+
+use super::{
+    BackendImage, Image, PoolImage, Select, ServiceImage, SplitImage, pool_number, salt, slots,
+    split_salt,
+};
 use crate::model::{
     spec::{BackendSpec, Endpoint, Name, PoolSpec, ServiceSpec},
-    state::State,
+    split::Share,
+    state::{InForce, Split, State},
 };
 
 /// What the kernel is to hold for all services, given what it holds.
@@ -17,8 +23,9 @@ pub fn compile(state: &State, installed: &Image) -> Image {
         .collect()
 }
 
-/// What the kernel is to hold for one service: the backends that take flows; when there is none, what it
-/// holds already, which is the last set that was good; `None` when that is nothing.
+/// What the kernel is to hold for one service: of each pool the backends that take flows. When there is none in
+/// the stable pool, what it holds of that already, which is the last set that was good; `None` when that is
+/// nothing. A canary without any has no share, and clients with rules to such a pool are as others.
 #[must_use]
 pub fn compile_service(
     state: &State,
@@ -26,28 +33,85 @@ pub fn compile_service(
     service: &ServiceSpec,
     installed: &Image,
 ) -> Option<ServiceImage> {
-    let in_force = state.in_force(name)?;
-    let takers: Vec<BackendSpec> = in_force.takers(state).copied().collect();
-    if takers.is_empty() {
-        return installed.get(&service.endpoint).cloned();
-    }
-    Some(image(&service.endpoint, &in_force.choice.to_string(), &in_force.pool, &takers))
+    service_image(state, service, &state.split(name)?, installed, None)
 }
 
-/// The image of a service whose flows these backends of a pool share.
+/// The same after a forced change: pools of which nobody is up have all their backends in it.
 #[must_use]
-pub fn image(
+pub fn compile_forced(
+    state: &State,
+    name: &Name,
+    service: &ServiceSpec,
+    installed: &Image,
+) -> Option<ServiceImage> {
+    service_image(state, service, &state.split(name)?, installed, Some(Forced))
+}
+
+/// See [`compile_forced`].
+#[derive(Clone, Copy)]
+struct Forced;
+
+fn service_image(
+    state: &State,
+    service: &ServiceSpec,
+    split: &Split,
+    installed: &Image,
+    forced: Option<Forced>,
+) -> Option<ServiceImage> {
+    let endpoint = &service.endpoint;
+    let image = |in_force: &InForce| {
+        let mut takers: Vec<BackendSpec> = in_force.takers(state).copied().collect();
+        if takers.is_empty() && forced.is_some() {
+            takers.clone_from(&in_force.pool.backends);
+        }
+        let name = in_force.choice.to_string();
+        (!takers.is_empty()).then(|| pool_image(endpoint, &name, &in_force.pool, &takers))
+    };
+    let last_good = || installed.get(endpoint).map(|image| image.stable.clone());
+    let stable = image(&split.stable).or_else(last_good)?;
+    let canary = split.canary.as_ref().filter(|(share, _)| *share > Share::NONE);
+    let canary = canary.and_then(|(share, pool)| Some((*share, image(pool)?)));
+    let places: BTreeMap<String, u32> =
+        split.ruled.iter().map(|pool| pool.choice.to_string()).zip(0..).collect();
+    let rules = split.rules.iter();
+    Some(ServiceImage {
+        salt: salt(endpoint),
+        split: SplitImage {
+            salt: split_salt(endpoint, service.split.salt.as_deref()),
+            by: service.split.by,
+            prefix: if endpoint.address.is_ipv4() {
+                service.split.prefixes.v4
+            } else {
+                service.split.prefixes.v6
+            },
+        },
+        canary,
+        // A pool without takers keeps its place, so that the rules stay as they are.
+        ruled: split
+            .ruled
+            .iter()
+            .map(|pool| image(pool).unwrap_or_else(|| stable.clone()))
+            .collect(),
+        rules: rules
+            .filter_map(|(client, choice)| Some((*client, *places.get(&choice.to_string())?)))
+            .collect(),
+        stable,
+    })
+}
+
+/// The image of a pool whose flows these of its backends share.
+#[must_use]
+pub fn pool_image(
     endpoint: &Endpoint,
     name: &str,
     pool: &PoolSpec,
     backends: &[BackendSpec],
-) -> ServiceImage {
+) -> PoolImage {
     let balance = pool.balance;
-    ServiceImage {
+    PoolImage {
         pool: pool_number(name),
         mode: pool.mode.clone(),
         select: Select::of(balance, endpoint.address.is_ipv4()),
-        salt: salt(endpoint),
         backends: backends
             .iter()
             .map(|backend| BackendImage { address: backend.address, weight: backend.weight })
@@ -83,7 +147,8 @@ mod tests {
         let image_of = |balance, backends: &[BackendSpec]| {
             let pool = PoolSpec::new(backends.to_vec(), Mode::Nat, None).expect("pool");
             let pool = pool.balanced(balance).expect("table");
-            Image::from([(endpoint, image(&endpoint, "pool", &pool, backends))])
+            let pool = pool_image(&endpoint, "pool", &pool, backends);
+            Image::from([(endpoint, ServiceImage::whole(salt(&endpoint), pool))])
         };
         let balances = [
             Balance::RoundRobin,

@@ -4,7 +4,7 @@ use graylb_common::{
     backend::{Active, Backend, BackendCounters, Source},
     flow::{Flow, FlowKey, HalfOpen},
     maps,
-    service::{Service, ServiceKey, Slot, Turn},
+    service::{Route, Rule, RuleKey, Service, ServiceKey, Slot, Turn},
     verdict::ServiceDrops,
 };
 
@@ -15,6 +15,8 @@ type V6 = [u8; 16];
 
 /// A hash element's header (struct htab_elem, kernel/bpf/hashtab.c), in bytes.
 const ELEMENT: usize = 48;
+/// A trie node's header, in bytes.
+const NODE: usize = 40;
 /// A hash bucket; there are as many as entries, rounded up to a power of two.
 const BUCKET: u64 = 16;
 
@@ -34,14 +36,23 @@ enum Kind {
     Array(usize),
     PerCpuArray(usize),
     Hash(usize),
+    Trie(usize),
 }
 
 impl MapSize {
-    /// About how much kernel memory it takes on a host with `cpus` possible CPUs, in bytes.
+    /// Whether it takes memory only as it is filled.
+    #[must_use]
+    pub const fn grows(&self) -> bool {
+        matches!(self.kind, Kind::Trie(_))
+    }
+
+    /// About how much kernel memory it takes (full, if it grows) on a host with `cpus` possible CPUs, in bytes.
     #[must_use]
     pub const fn memory(&self, cpus: u64) -> u64 {
         let entries = self.entries as u64;
         match self.kind {
+            // Nodes are made as rules are; at most two for each.
+            Kind::Trie(bytes) => 2 * entries * bytes as u64,
             Kind::Array(bytes) => entries * bytes as u64,
             Kind::PerCpuArray(bytes) => entries * (bytes as u64 * cpus + size_of::<usize>() as u64),
             Kind::Hash(bytes) => {
@@ -64,13 +75,22 @@ const fn hash<K, V>(name: &'static str, entries: u32) -> MapSize {
     MapSize { name, entries, kind: Kind::Hash(bytes) }
 }
 
+/// A trie's node: struct lpm_trie_node (kernel/bpf/lpm_trie.c), key and value.
+const fn trie<K, V>(name: &'static str, entries: u32) -> MapSize {
+    let bytes = NODE + size_of::<K>().next_multiple_of(8) + size_of::<V>().next_multiple_of(8);
+    MapSize { name, entries, kind: Kind::Trie(bytes) }
+}
+
 /// Every map whose size is configured.
 #[must_use]
 pub fn map_sizes(flows: &FlowsConfig, limits: &LimitsConfig) -> Vec<MapSize> {
     vec![
         hash::<ServiceKey<V4>, Service>(maps::SERVICES_V4, limits.services),
         hash::<ServiceKey<V6>, Service>(maps::SERVICES_V6, limits.services),
-        array::<Turn>(maps::TURNS, limits.services * maps::TURNS_PER_SERVICE),
+        array::<Route>(maps::ROUTES, limits.routes),
+        array::<Turn>(maps::TURNS, limits.routes),
+        trie::<RuleKey<V4>, Rule>(maps::RULES_V4, limits.rules),
+        trie::<RuleKey<V6>, Rule>(maps::RULES_V6, limits.rules),
         array::<Slot>(maps::SLOTS, limits.slots),
         array::<Backend>(maps::BACKENDS, limits.backends),
         per_cpu_array::<BackendCounters>(maps::BACKEND_STATS, limits.backends),

@@ -10,6 +10,7 @@ mod probe;
 mod read;
 mod services;
 mod settings;
+mod split;
 
 use std::{
     fs,
@@ -48,6 +49,7 @@ pub const OPTIONS: &[(&str, &[&str])] = &[
     ("interfaces.NAME", settings::INTERFACE_KEYS),
     ("socket_hook", settings::SOCKET_HOOK_KEYS),
     ("services.NAME", services::SERVICE_KEYS),
+    ("services.NAME.canary", split::CANARY_KEYS),
     ("pools.NAME", services::POOL_KEYS),
     ("pools.NAME.backends[]", services::BACKEND_KEYS),
     ("pools.NAME.probe", probe::PROBE_KEYS),
@@ -118,6 +120,10 @@ pub struct LimitsConfig {
     pub backends: u32,
     /// Source addresses of all pools together.
     pub sources: u32,
+    /// Routes, one for each pool of each service, of all services together.
+    pub routes: u32,
+    /// Client rules of all services of a family together.
+    pub rules: u32,
 }
 
 /// A whole config.
@@ -214,6 +220,8 @@ impl Config {
         compare("limits.slots", a.slots == b.slots);
         compare("limits.backends", a.backends == b.backends);
         compare("limits.sources", a.sources == b.sources);
+        compare("limits.routes", a.routes == b.routes);
+        compare("limits.rules", a.rules == b.rules);
         options
     }
 }

@@ -1,7 +1,7 @@
 //! Sections `services` and `pools`, and what must hold between them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -12,13 +12,24 @@ use super::{
     diagnostic::{Report, Span, did_you_mean},
     mode, probe,
     read::{At, Section, integer, string},
+    split,
 };
 use crate::model::spec::{
     BackendSpec, Endpoint, MAX_WEIGHT, Name, PoolSpec, Protocol, ServiceSpec, Spec, check_address,
 };
 
 /// Options of `[services.NAME]`.
-pub(super) const SERVICE_KEYS: &[&str] = &["address", "protocol", "aliases", "default_pool"];
+pub(super) const SERVICE_KEYS: &[&str] = &[
+    "address",
+    "protocol",
+    "aliases",
+    "default_pool",
+    "canary",
+    "rules",
+    "split_by",
+    "split_prefix",
+    "split_salt",
+];
 /// Options of `[pools.NAME]`.
 pub(super) const POOL_KEYS: &[&str] = &[
     "backends",
@@ -45,6 +56,8 @@ struct Places {
 struct ServicePlaces {
     name: Span,
     default_pool: Span,
+    /// Pools of the canary and of client rules.
+    pools: Vec<(Name, Span)>,
     aliases: Vec<Span>,
 }
 
@@ -124,18 +137,32 @@ fn service(
     if section.value("default_pool").is_none() {
         section.missing("default_pool", "\"POOL\"", report);
     }
+    let split = split::read(section, address.is_none_or(|address| address.is_ipv4()), report);
+    for (pool, span) in &split.pools {
+        check_pool_exists(pool.as_str(), span, all_pools, report);
+    }
     let (pool, pool_span) = default_pool?;
     let default_pool = self::name(&pool, &pool_span, report)?;
     check_pool_exists(&pool, &pool_span, all_pools, report);
+    if let Some(canary) = &split.canary
+        && canary.pool.to_string() == default_pool.as_str()
+    {
+        let name = section.name("canary.pool");
+        report.error(&pool_span, format!("{name} is the default pool, too: name another"));
+    }
     let places = ServicePlaces {
         name: name.clone(),
         default_pool: pool_span,
+        pools: split.pools,
         aliases: aliases.iter().map(|(_, span)| span.clone()).collect(),
     };
     let service = ServiceSpec {
         endpoint: Endpoint { address: address?, protocol },
         aliases: aliases.into_iter().map(|(alias, _)| alias).collect(),
         default_pool,
+        canary: split.canary,
+        rules: split.rules,
+        split: split.split,
     };
     Some((service, places))
 }
@@ -275,8 +302,12 @@ fn check_services(spec: &Spec, places: &Places, local: bool, report: &mut Report
                 report.error(span, format!("alias {alias:?} is of service {other} already"));
             }
         }
-        if let Some(pool) = spec.pools.get(&service.default_pool) {
-            check_pool(name, service, pool, &at.default_pool, report);
+        let mut checked = BTreeSet::new();
+        let default = (service.default_pool.clone(), at.default_pool.clone());
+        for (used, span) in std::iter::once(&default).chain(&at.pools) {
+            if let Some(pool) = spec.pools.get(used).filter(|_| checked.insert(used)) {
+                check_pool(name, service, used, pool, span, report);
+            }
         }
         let loopback = service.endpoint.address.ip().is_loopback();
         if loopback && !local {
@@ -289,19 +320,20 @@ fn check_services(spec: &Spec, places: &Places, local: bool, report: &mut Report
 fn check_pool(
     name: &Name,
     service: &ServiceSpec,
+    pool_name: &Name,
     pool: &PoolSpec,
     span: &Span,
     report: &mut Report<'_>,
 ) {
-    if let Err(error) = crate::model::spec::check_use(name, service, &service.default_pool, pool) {
+    if let Err(error) = crate::model::spec::check_use(name, service, pool_name, pool) {
         report.error(span, error.to_string());
     }
     let loopback = service.endpoint.address.ip().is_loopback();
     if !loopback && pool.backends.iter().any(|backend| backend.address.ip().is_loopback()) {
-        report.warning(span, format!("service {name} is on {}, and pool {} has backends on loopback addresses: clients on other hosts cannot reach those", service.endpoint.address, service.default_pool));
+        report.warning(span, format!("service {name} is on {}, and pool {} has backends on loopback addresses: clients on other hosts cannot reach those", service.endpoint.address, pool_name));
     }
     let by_tcp = pool.probe.as_ref().is_some_and(|probe| probe.kind.is_by_tcp());
     if service.endpoint.protocol == Protocol::Udp && by_tcp {
-        report.warning(span, format!("service {name} is UDP, and pool {} is probed by TCP: its backends must answer TCP on the same port too", service.default_pool));
+        report.warning(span, format!("service {name} is UDP, and pool {} is probed by TCP: its backends must answer TCP on the same port too", pool_name));
     }
 }

@@ -29,7 +29,8 @@ pub(super) const FLOWS_KEYS: &[&str] = &[
     "sweep_interval",
 ];
 /// Options of `[limits]`.
-pub(super) const LIMITS_KEYS: &[&str] = &["services", "slots", "backends", "sources"];
+pub(super) const LIMITS_KEYS: &[&str] =
+    &["services", "slots", "backends", "sources", "routes", "rules"];
 /// Options of `[interfaces.NAME]`.
 pub(super) const INTERFACE_KEYS: &[&str] = &["attach"];
 /// Options of `[socket_hook]`.
@@ -48,6 +49,10 @@ const SERVICE_ENTRIES: Entries = 1..=1 << 16;
 const SLOT_ENTRIES: Entries = 1..=1 << 24;
 const BACKEND_ENTRIES: Entries = 1..=1 << 20;
 const SOURCE_ENTRIES: Entries = 1..=1 << 16;
+const ROUTE_ENTRIES: Entries = 1..=1 << 20;
+const RULE_ENTRIES: Entries = 1..=1 << 20;
+/// Routes for each service that fit unless told otherwise.
+const ROUTES_PER_SERVICE: u32 = 8;
 
 impl Default for AgentConfig {
     fn default() -> Self {
@@ -91,6 +96,8 @@ impl Default for LimitsConfig {
             slots: maps::DEFAULT_SLOTS,
             backends: maps::DEFAULT_BACKENDS,
             sources: maps::DEFAULT_SOURCES,
+            routes: maps::DEFAULT_ROUTES,
+            rules: maps::DEFAULT_RULES,
         }
     }
 }
@@ -177,6 +184,10 @@ pub(super) fn limits(top: &Section<'_>, report: &mut Report<'_>) -> LimitsConfig
     entries("slots", SLOT_ENTRIES, &mut config.slots);
     entries("backends", BACKEND_ENTRIES, &mut config.backends);
     entries("sources", SOURCE_ENTRIES, &mut config.sources);
+    // Enough for a canary of each service, and a change of it.
+    config.routes = config.routes.max(config.services * ROUTES_PER_SERVICE);
+    entries("routes", ROUTE_ENTRIES, &mut config.routes);
+    entries("rules", RULE_ENTRIES, &mut config.rules);
     config
 }
 

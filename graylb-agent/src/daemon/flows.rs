@@ -39,9 +39,7 @@ impl Daemon {
         for service in udp {
             let image = self.plane.installed().get(&service.endpoint);
             for (pool, address, index) in self.plane.backend_indices(&service.endpoint) {
-                let takes_flows = image.is_some_and(|image| {
-                    image.pool == pool && image.backends.iter().any(|b| b.address == address)
-                });
+                let takes_flows = image.is_some_and(|image| image.leads_to(pool, address));
                 if !takes_flows && down.contains_key(&(pool, address)) {
                     left.insert(index);
                 }

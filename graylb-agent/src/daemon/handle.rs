@@ -1,6 +1,6 @@
 //! How the API and signals talk to the daemon.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -11,10 +11,11 @@ use tokio::{
 use super::{Readiness, StatusReport};
 use crate::{
     model::{
-        choice::PoolChoice,
+        changes::SplitChange,
         health::{Answer, Target},
         probe::ProbeSpec,
         spec::Name,
+        split::{Cidr, Share},
         state::SwitchError,
     },
     probe::Prober,
@@ -57,34 +58,65 @@ pub enum ServiceRef {
     },
 }
 
-/// A switch as a client asks for it.
+/// A change as a client asks for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SwitchRequest {
-    /// Which service.
+pub struct ChangeRequest {
+    /// Of which service.
     pub service: ServiceRef,
-    /// To which pool or addresses.
-    pub to: String,
+    /// What.
+    pub asked: Asked,
     /// Even if nobody there answers.
     pub force: bool,
+    /// Only if the service's split is at this revision.
+    pub expected: Option<u64>,
     /// Who asks, for the log.
     pub by: String,
 }
 
-/// A switch that was carried out.
+/// What is to become of a service's split. A pool is a name, or addresses separated by commas.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// Another stable pool.
+    Switch(String),
+    /// A canary.
+    Canary {
+        /// Its pool.
+        pool: String,
+        /// Its part.
+        share: Share,
+    },
+    /// No canary.
+    NoCanary,
+    /// These client rules, and no others.
+    Rules(BTreeMap<Cidr, String>),
+    /// Back to a revision; to the one before the last where `None`.
+    Undo(Option<u64>),
+}
+
+/// A change that was carried out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Switched {
+pub struct Changed {
     /// The service.
     pub service: String,
-    /// Where its new flows went before.
+    /// Its stable pool before.
     pub from: String,
-    /// Where they go now.
+    /// Its stable pool now.
     pub to: String,
+    /// Where its new flows went before, in words.
+    pub before: String,
+    /// Where they go now.
+    pub split: String,
+    /// Number of changes that the service's split has seen.
+    pub revision: u64,
     /// Number of the data in force in the kernel.
     pub generation: u64,
     /// What the operator should know.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub warning: Option<String>,
 }
+
+/// The revision of a service's split, and its client rules.
+pub type ServiceRules = (u64, BTreeMap<Cidr, String>);
 
 /// A reload that was carried out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,11 +125,11 @@ pub struct Reload {
     pub notes: Vec<String>,
 }
 
-/// A switch that has been checked against the config.
+/// A change that has been checked against the config.
 #[derive(Clone, Debug)]
 pub struct Prepared {
     pub(super) name: Name,
-    pub(super) choice: PoolChoice,
+    pub(super) change: SplitChange,
     pub(super) to_ask: Vec<(Target, ProbeSpec)>,
     pub(super) endpoint: Option<SocketAddr>,
 }
@@ -105,27 +137,36 @@ pub struct Prepared {
 /// What the daemon is asked.
 #[derive(Debug)]
 pub enum Command {
-    /// Check a switch.
+    /// Check a change.
     Prepare {
-        /// Which service.
+        /// Of which service.
         service: ServiceRef,
-        /// To what.
-        asked: String,
+        /// What.
+        asked: Asked,
         /// Where the answer goes.
         reply: oneshot::Sender<Reply<Prepared>>,
     },
-    /// Carry a switch out.
-    Switch {
+    /// Carry a change out.
+    Change {
         /// What was checked.
         prepared: Prepared,
         /// What backends answered.
         answers: Vec<(Target, Answer)>,
         /// Whatever they answered.
         force: bool,
+        /// The revision that it is a change of.
+        expected: Option<u64>,
         /// Who asks.
         by: String,
         /// Where the answer goes.
-        reply: oneshot::Sender<Reply<Switched>>,
+        reply: oneshot::Sender<Reply<Changed>>,
+    },
+    /// Say which client rules a service has.
+    Rules {
+        /// Which service.
+        service: ServiceRef,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Reply<ServiceRules>>,
     },
     /// Read the config again.
     Reload {
@@ -167,18 +208,18 @@ impl Handle {
         Arc::clone(&self.hosts.borrow())
     }
 
-    /// Switches a service. Backends that are not known to be up are asked first, here and not in the
+    /// Changes a service's split. Backends that are not known to be up are asked first, here and not in the
     /// daemon. Returns with the kernel's data in force, and the service's virtual endpoint.
     ///
     /// # Errors
     ///
     /// See [`CommandError`].
-    pub async fn switch(
+    pub async fn change(
         &self,
-        request: SwitchRequest,
-    ) -> Result<(Switched, Option<SocketAddr>), CommandError> {
-        let SwitchRequest { service, to, force, by } = request;
-        let prepared = self.ask(|reply| Command::Prepare { service, asked: to, reply }).await??;
+        request: ChangeRequest,
+    ) -> Result<(Changed, Option<SocketAddr>), CommandError> {
+        let ChangeRequest { service, asked, force, expected, by } = request;
+        let prepared = self.ask(|reply| Command::Prepare { service, asked, reply }).await??;
         let endpoint = prepared.endpoint;
         let mut asking = JoinSet::new();
         for (target, probe) in prepared.to_ask.clone() {
@@ -188,9 +229,17 @@ impl Handle {
             });
         }
         let answers = asking.join_all().await;
-        let switched =
-            self.ask(|reply| Command::Switch { prepared, answers, force, by, reply }).await??;
-        Ok((switched, endpoint))
+        let change = |reply| Command::Change { prepared, answers, force, expected, by, reply };
+        Ok((self.ask(change).await??, endpoint))
+    }
+
+    /// A service's client rules that are followed.
+    ///
+    /// # Errors
+    ///
+    /// See [`CommandError`].
+    pub async fn rules(&self, service: ServiceRef) -> Result<ServiceRules, CommandError> {
+        self.ask(|reply| Command::Rules { service, reply }).await?
     }
 
     /// Reads the config again.

@@ -3,6 +3,7 @@
 //!
 //! A switch is answered after the kernel has it. What cannot be applied changes nothing.
 
+mod change;
 mod flows;
 mod handle;
 mod interfaces;
@@ -20,25 +21,23 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use self::{
-    handle::{Command, Reply},
-    interfaces::Interfaces,
-    local::LocalClients,
-};
+use self::{handle::Command, interfaces::Interfaces, local::LocalClients};
 pub use self::{
-    handle::{CommandError, Handle, Reload, ServiceRef, SwitchRequest, Switched},
-    report::{BackendReport, FormerPool, Readiness, ServiceReport, StatusReport, SweepReport},
+    handle::{Asked, ChangeRequest, Changed, CommandError, Handle, Reload, ServiceRef},
+    report::{
+        BackendReport, CanaryReport, FormerPool, PoolReport, Readiness, ServiceReport,
+        StatusReport, SweepReport,
+    },
     start::{StartError, Started, start},
 };
 use crate::{
-    apply::{ApplyError, DataPlane, Effort, FlowWatch},
-    compile::{Change, compile, compile_service, diff, image},
+    apply::{DataPlane, Effort, FlowWatch},
+    compile::{Change, compile, compile_service, diff},
     config::Config,
     model::{
-        choice::PoolChoice,
-        health::{Answer, HealthState, Target},
+        health::{Answer, HealthState},
         spec::{Name, ServiceSpec},
-        state::{State, SwitchError},
+        state::State,
     },
     netlink::Seen,
     probe::{Observation, Probes},
@@ -105,10 +104,13 @@ impl Daemon {
         // A client that has gone away does not stop what it asked for.
         match command {
             Command::Prepare { service, asked, reply } => {
-                let _gone = reply.send(self.prepare(&service, &asked));
+                let _gone = reply.send(self.prepare(&service, asked));
             }
-            Command::Switch { prepared, answers, force, by, reply } => {
-                let _gone = reply.send(self.switch(prepared, &answers, force, &by));
+            Command::Change { prepared, answers, force, expected, by, reply } => {
+                let _gone = reply.send(self.change(&prepared, &answers, force, expected, &by));
+            }
+            Command::Rules { service, reply } => {
+                let _gone = reply.send(self.rules(&service));
             }
             Command::Reload { reply } => {
                 let _gone = reply.send(self.reload());
@@ -120,91 +122,6 @@ impl Daemon {
                 let _gone = reply.send(self.readiness());
             }
         }
-    }
-
-    fn find(&self, service: &ServiceRef) -> Result<Name, SwitchError> {
-        match service {
-            ServiceRef::Named(name) => self.state.service(name).cloned(),
-            ServiceRef::Host { host, may_be_only } => {
-                let only = || self.state.only_service().filter(|_| *may_be_only);
-                let found = self.state.service_by_host(host).or_else(only);
-                found.cloned().ok_or_else(|| self.state.unknown_service(host))
-            }
-        }
-    }
-
-    fn prepare(&self, service: &ServiceRef, asked: &str) -> Reply<handle::Prepared> {
-        let name = self.find(service)?;
-        let (choice, pool) = self.state.choice(&name, asked)?;
-        let to_ask = self.state.to_ask(&choice, &pool);
-        let endpoint =
-            self.state.spec().services.get(&name).map(|service| service.endpoint.address);
-        Ok(handle::Prepared { name, choice, to_ask, endpoint })
-    }
-
-    fn switch(
-        &mut self,
-        prepared: handle::Prepared,
-        answers: &[(Target, Answer)],
-        force: bool,
-        by: &str,
-    ) -> Reply<Switched> {
-        let handle::Prepared { name, choice, .. } = prepared;
-        let override_before = self.state.switches().get(&name).cloned();
-        let before = self.state.switch(&name, &choice, answers, force)?;
-        let applied = self.apply_switch(&name, &choice, force);
-        let generation = match applied {
-            Ok(generation) => generation,
-            Err(error) => {
-                self.state.restore(&name, override_before);
-                error!("switch of {name} to {choice} failed, nothing changed: {error}");
-                return Err(CommandError::Kernel(error.to_string()));
-            }
-        };
-        info!(
-            "{name} switched from {} to {choice} by {by}, generation {generation}",
-            before.choice
-        );
-        self.probes.set(&self.state.targets());
-        self.lead_flows_away();
-        let warning = self.save().err().map(|error| {
-            warn!("the switch is in force, but not saved: {error}");
-            self.save_again = Some(Instant::now() + SAVE_RETRY);
-            format!("in force, but not saved yet, so that a restart would undo it: {error}")
-        });
-        Ok(Switched {
-            service: name.to_string(),
-            from: before.choice.to_string(),
-            to: choice.to_string(),
-            generation,
-            warning,
-        })
-    }
-
-    /// Writes a switched service's image; with `force`, all of the pool if nobody in it is up.
-    fn apply_switch(
-        &mut self,
-        name: &Name,
-        choice: &PoolChoice,
-        force: bool,
-    ) -> Result<u64, ApplyError> {
-        let Some(service) = self.state.spec().services.get(name).cloned() else { return Ok(0) };
-        let installed = self.plane.installed();
-        let mut wanted = compile_service(&self.state, name, &service, installed);
-        if force
-            && let Some(in_force) = self.state.in_force(name)
-            && in_force.takers(&self.state).next().is_none()
-        {
-            let pool = &in_force.pool;
-            wanted = Some(image(&service.endpoint, &choice.to_string(), pool, &pool.backends));
-        }
-        let Some(wanted) = wanted else { return Ok(0) };
-        let unchanged =
-            installed.get(&service.endpoint).is_some_and(|there| there.routes_like(&wanted));
-        if unchanged {
-            return Ok(self.plane.generation(&service.endpoint).unwrap_or(0));
-        }
-        self.plane.apply(&Change::Put(service.endpoint, wanted))
     }
 
     fn observe(&mut self, observation: &Observation) {
@@ -237,7 +154,7 @@ impl Daemon {
         }
         let same = |there: &crate::compile::ServiceImage| there.routes_like(&wanted);
         if !self.plane.installed().get(&service.endpoint).is_some_and(same)
-            && let Err(error) = self.plane.apply(&Change::Put(service.endpoint, wanted))
+            && let Err(error) = self.plane.apply(&Change::Put(service.endpoint, Box::new(wanted)))
         {
             error!("{name}: {error}");
         }
@@ -245,7 +162,7 @@ impl Daemon {
 
     /// Whether nobody in the pool in force is up.
     fn is_starved(&self, name: &Name) -> bool {
-        self.state.in_force(name).is_none_or(|f| f.takers(&self.state).next().is_none())
+        self.state.split(name).is_none_or(|split| split.stable.is_starved(&self.state))
     }
 
     /// Brings the kernel in line with the desired state. Returns what could not be done.
@@ -306,7 +223,7 @@ impl Daemon {
 
     fn save(&mut self) -> Result<(), crate::store::StoreError> {
         self.store.save(&Stored {
-            switches: self.state.switches().clone(),
+            changes: self.state.changes().clone(),
             health: self.state.known_health(),
             boot_id: boot_id(),
         })

@@ -11,6 +11,7 @@ use crate::{
         ageing::End,
         health::{Health, HealthState},
         spec::{BackendSpec, Endpoint, Protocol},
+        split::Share,
     },
 };
 
@@ -80,6 +81,15 @@ pub struct ServiceReport {
     pub balance: String,
     /// Whether it was switched to at run time.
     pub overridden: bool,
+    /// Where its new flows go, in words.
+    pub split: String,
+    /// Number of changes that the split has seen, by operators and by the config.
+    pub revision: u64,
+    /// The canary, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub canary: Option<CanaryReport>,
+    /// Number of client rules that are followed.
+    pub rules: usize,
     /// Number of the data in force; `None`: not in the kernel yet.
     pub generation: Option<u64>,
     /// Nobody is up, and the last set that was good is kept.
@@ -89,10 +99,34 @@ pub struct ServiceReport {
     pub problem: Option<String>,
     /// Backends of the pool in force.
     pub backends: Vec<BackendReport>,
+    /// The other pools that flows go to: the canary's and those of client rules.
+    pub others: Vec<PoolReport>,
     /// Pools that were in force before, as far as something is known of their backends.
     pub former: Vec<FormerPool>,
     /// Packets of the service that did not go on their way, by verdict.
     pub drops: BTreeMap<String, u64>,
+}
+
+/// A canary.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CanaryReport {
+    /// Its pool.
+    pub pool: String,
+    /// The part of the clients that is to go there.
+    pub share: Share,
+    /// Nobody in it is up, and its part stays with the stable pool.
+    pub starved: bool,
+}
+
+/// A pool beside the stable one.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PoolReport {
+    /// The pool.
+    pub pool: String,
+    /// How it shares its flows, as the config names it.
+    pub balance: String,
+    /// Its backends.
+    pub backends: Vec<BackendReport>,
 }
 
 /// A pool that was in force before, and may have flows left.

@@ -91,7 +91,7 @@ pub fn start(config: Config, config_path: PathBuf) -> Result<Started, StartError
         FlowWatch::start(plane.sweeper()?, config.flows.timeouts(), config.flows.sweep_interval)
             .map_err(|error| ApplyError::new("cannot start the thread that sweeps flows", error))?;
     let known = if stored.boot_id == boot_id() { stored.health } else { BTreeMap::new() };
-    let state = State::new(config.spec.clone(), stored.switches, &known);
+    let state = State::new(config.spec.clone(), stored.changes, &known);
     let (commands_in, commands) = mpsc::channel(QUEUE);
     let (observations_in, observations) = mpsc::channel(OBSERVATIONS);
     let (network_in, network) = mpsc::channel(SEEN);
@@ -137,7 +137,7 @@ impl Daemon {
             warn!("{failure}");
         }
         for name in self.state.spec().services.keys() {
-            if let Some(problem) = self.state.in_force(name).and_then(|in_force| in_force.problem) {
+            for problem in self.state.split(name).map(|split| split.problems).unwrap_or_default() {
                 warn!("{name} {problem}");
             }
         }

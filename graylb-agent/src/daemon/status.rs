@@ -6,13 +6,16 @@ use std::{
 };
 
 use super::{
-    CommandError, Daemon, FormerPool, ServiceReport, StatusReport,
+    CanaryReport, CommandError, Daemon, FormerPool, PoolReport, ServiceReport, StatusReport,
     report::{self, Counted},
 };
 use crate::{
     apply::ApplyError,
-    compile::pool_number,
-    model::spec::{BackendSpec, Name},
+    compile::{ServiceImage, pool_number},
+    model::{
+        spec::{BackendSpec, Name},
+        state::InForce,
+    },
 };
 
 /// Pool numbers and the names that they stand for.
@@ -69,15 +72,63 @@ impl Daemon {
         pools: &PoolNames,
     ) -> Result<ServiceReport, CommandError> {
         let spec = self.state.spec().services.get(name);
-        let (Some(service), Some(in_force)) = (spec, self.state.in_force(name)) else {
+        let (Some(service), Some(split)) = (spec, self.state.split(name)) else {
             return Err(self.state.unknown_service(name.as_str()).into());
         };
-        let pool = in_force.choice.to_string();
-        let number = pool_number(&pool);
         let mut indices: BTreeMap<u32, Indices> = BTreeMap::new();
         for (pool, address, index) in self.plane.backend_indices(&service.endpoint) {
             indices.entry(pool).or_default().entry(address).or_default().push(index);
         }
+        let installed = self.plane.installed().get(&service.endpoint);
+        let mut reported: BTreeMap<String, PoolReport> = BTreeMap::new();
+        for pool in split.pools() {
+            reported
+                .entry(pool.choice.to_string())
+                .or_insert_with(|| self.pool_report(pool, installed, &mut indices, counted));
+        }
+        let pool = split.stable.choice.to_string();
+        let stable = reported.remove(&pool).map(|report| report.backends).unwrap_or_default();
+        let former = indices
+            .into_iter()
+            .map(|(number, backends)| self.former_pool(number, &backends, counted, pools));
+        let canary = split.canary.as_ref().map(|(share, canary)| CanaryReport {
+            pool: canary.choice.to_string(),
+            share: *share,
+            starved: canary.is_starved(&self.state),
+        });
+        Ok(ServiceReport {
+            name: name.to_string(),
+            address: service.endpoint.address,
+            protocol: service.endpoint.protocol,
+            aliases: service.aliases.clone(),
+            default_pool: service.default_pool.to_string(),
+            balance: split.stable.pool.balance.to_string(),
+            backends: stable,
+            others: reported.into_values().collect(),
+            former: former.collect(),
+            drops: counted.drops(&service.endpoint),
+            overridden: split.overridden,
+            split: split.to_string(),
+            revision: self.state.revision(name),
+            canary,
+            rules: split.rules.len(),
+            problem: Some(split.problems.join("; ")).filter(|problems| !problems.is_empty()),
+            generation: self.plane.generation(&service.endpoint),
+            last_good_kept: installed.is_some() && self.is_starved(name),
+            pool,
+        })
+    }
+
+    /// A pool in force. Takes its backends out of `indices`, but for those that it has no more.
+    fn pool_report(
+        &self,
+        in_force: &InForce,
+        installed: Option<&ServiceImage>,
+        indices: &mut BTreeMap<u32, Indices>,
+        counted: &Counted,
+    ) -> PoolReport {
+        let pool = in_force.choice.to_string();
+        let number = pool_number(&pool);
         let mine = indices.remove(&number).unwrap_or_default();
         // Backends that have left the pool in the config are former ones of it.
         let listed = |address| in_force.pool.backends.iter().any(|b| b.address == address);
@@ -86,39 +137,14 @@ impl Daemon {
         if !left.is_empty() {
             indices.insert(number, left);
         }
-        let installed = self.plane.installed().get(&service.endpoint);
         let backends = in_force.pool.backends.iter().map(|backend| {
             let health = self.state.health(&pool, backend.address);
-            let taking = installed.is_some_and(|image| {
-                image.pool == number
-                    && image.backends.iter().any(|b| b.address == backend.address && b.weight > 0)
-            });
-            counted.backend(
-                *backend,
-                health,
-                taking,
-                mine.get(&backend.address).map_or(&[][..], Vec::as_slice),
-            )
+            let taking = installed.is_some_and(|image| image.leads_to(number, backend.address));
+            let places = mine.get(&backend.address).map_or(&[][..], Vec::as_slice);
+            counted.backend(*backend, health, taking, places)
         });
-        let former = indices
-            .into_iter()
-            .map(|(number, backends)| self.former_pool(number, &backends, counted, pools));
-        Ok(ServiceReport {
-            name: name.to_string(),
-            address: service.endpoint.address,
-            protocol: service.endpoint.protocol,
-            aliases: service.aliases.clone(),
-            default_pool: service.default_pool.to_string(),
-            balance: in_force.pool.balance.to_string(),
-            backends: backends.collect(),
-            former: former.collect(),
-            drops: counted.drops(&service.endpoint),
-            overridden: in_force.overridden,
-            problem: in_force.problem.clone(),
-            generation: self.plane.generation(&service.endpoint),
-            last_good_kept: installed.is_some() && self.is_starved(name),
-            pool,
-        })
+        let backends = backends.collect();
+        PoolReport { balance: in_force.pool.balance.to_string(), backends, pool }
     }
 
     fn former_pool(

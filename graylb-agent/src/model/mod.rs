@@ -2,10 +2,12 @@
 
 pub mod ageing;
 pub mod balance;
+pub mod changes;
 pub mod choice;
 pub mod health;
 pub mod interfaces;
 pub mod mode;
 pub mod probe;
 pub mod spec;
+pub mod split;
 pub mod state;

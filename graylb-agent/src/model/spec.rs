@@ -13,7 +13,12 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{balance::Balance, mode::Mode, probe::ProbeSpec};
+use super::{
+    balance::Balance,
+    mode::Mode,
+    probe::ProbeSpec,
+    split::{Canary, Rules, SplitSpec},
+};
 
 /// Longest name of a service or pool, in bytes.
 pub const MAX_NAME_LEN: usize = 63;
@@ -262,6 +267,12 @@ pub struct ServiceSpec {
     pub aliases: Vec<String>,
     /// The pool in force unless a switch says otherwise.
     pub default_pool: Name,
+    /// The canary unless another was set at run time.
+    pub canary: Option<Canary>,
+    /// The client rules unless others were set at run time.
+    pub rules: Rules,
+    /// How clients are told apart for the canary's share.
+    pub split: SplitSpec,
 }
 
 /// All services and pools.

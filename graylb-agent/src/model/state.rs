@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{
+    changes::Changes,
     choice::PoolChoice,
     health::{Answer, Health, HealthState, Target, Transition},
     probe::ProbeSpec,
@@ -35,6 +36,28 @@ pub enum SwitchError {
     /// The pool is there, but not for this service.
     #[error("{0}")]
     Unfit(String),
+    /// The service has changed since the operator looked.
+    #[error(
+        "{service} is at revision {now}, not {expected}: somebody has changed it meanwhile, nothing was changed now; look at it and try again"
+    )]
+    Outdated {
+        /// The service.
+        service: Name,
+        /// The revision that was expected.
+        expected: u64,
+        /// The one in force.
+        now: u64,
+    },
+    /// There is nothing to go back to.
+    #[error("{service} has no revision {asked} to go back to; known are: {known}")]
+    UnknownRevision {
+        /// The service.
+        service: Name,
+        /// What was asked for.
+        asked: String,
+        /// Those that are.
+        known: String,
+    },
     /// Nobody in the pool would answer.
     #[error("{pool} cannot take {service}'s traffic, nothing changed: {why}")]
     NotHealthy {
@@ -47,17 +70,13 @@ pub enum SwitchError {
     },
 }
 
-/// Where a service's new flows go.
+/// A pool that a service's new flows go to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InForce {
     /// What was chosen.
     pub choice: PoolChoice,
     /// Its backends and probe.
     pub pool: PoolSpec,
-    /// Whether it was switched to at run time.
-    pub overridden: bool,
-    /// Why an override is not followed, if so.
-    pub problem: Option<String>,
 }
 
 impl InForce {
@@ -68,25 +87,31 @@ impl InForce {
             backend.weight > 0 && state.health_of(&pool, backend.address) == HealthState::Up
         })
     }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_starved(&self, state: &State) -> bool {
+        self.takers(state).next().is_none()
+    }
 }
 
 /// The desired state.
 #[derive(Clone, Debug, Default)]
 pub struct State {
     spec: Spec,
-    switches: BTreeMap<Name, PoolChoice>,
+    changes: BTreeMap<Name, Changes>,
     health: BTreeMap<Target, Health>,
 }
 
 impl State {
-    /// Starts from the config, what was switched before, and what an earlier agent of the same boot knew.
+    /// Starts from the config, what was changed before, and what an earlier agent of the same boot knew.
     #[must_use]
     pub fn new(
         spec: Spec,
-        switches: BTreeMap<Name, PoolChoice>,
+        changes: BTreeMap<Name, Changes>,
         known: &BTreeMap<String, BTreeMap<SocketAddr, HealthState>>,
     ) -> Self {
-        let mut state = Self { spec, switches, health: BTreeMap::new() };
+        let mut state = Self { spec, changes, health: BTreeMap::new() };
         state.follow_pools();
         for (target, health) in &mut state.health {
             let before = known.get(&target.pool).and_then(|pool| pool.get(&target.address));
@@ -105,41 +130,30 @@ impl State {
         &self.spec
     }
 
-    /// What was overridden at run time.
+    /// What was changed at run time.
     #[must_use]
-    pub const fn switches(&self) -> &BTreeMap<Name, PoolChoice> {
-        &self.switches
+    pub const fn changes(&self) -> &BTreeMap<Name, Changes> {
+        &self.changes
     }
 
-    /// Takes a new config; what was switched stays switched.
+    /// Takes a new config; what was changed at run time stays changed.
     pub fn set_spec(&mut self, spec: Spec) {
+        for (name, service) in &spec.services {
+            let same = self.spec.services.get(name).is_none_or(|old| {
+                (&old.default_pool, &old.canary, &old.rules, &old.split)
+                    == (&service.default_pool, &service.canary, &service.rules, &service.split)
+            });
+            if !same {
+                let changes = self.changes.entry(name.clone()).or_default();
+                *changes = changes.with(changes.overrides.clone());
+            }
+        }
         self.spec = spec;
         self.follow_pools();
     }
 
-    /// Where a service's new flows go; `None` where there is no such service.
-    #[must_use]
-    pub fn in_force(&self, name: &Name) -> Option<InForce> {
-        let service = self.spec.services.get(name)?;
-        let default = || {
-            let pool = self.spec.pools.get(&service.default_pool)?.clone();
-            let choice = PoolChoice::Pool(service.default_pool.clone());
-            Some(InForce { choice, pool, overridden: false, problem: None })
-        };
-        let Some(choice) = self.switches.get(name) else { return default() };
-        match self.resolve(name, service, choice) {
-            Ok(pool) => {
-                Some(InForce { choice: choice.clone(), pool, overridden: true, problem: None })
-            }
-            Err(error) => {
-                let problem = format!("was switched to {choice}, which is not followed: {error}");
-                Some(InForce { problem: Some(problem), ..default()? })
-            }
-        }
-    }
-
     /// The pool of a choice, if the service may use it.
-    fn resolve(
+    pub(super) fn resolve(
         &self,
         name: &Name,
         service: &ServiceSpec,
@@ -235,7 +249,7 @@ impl State {
         Ok((choice, pool))
     }
 
-    /// Backends of a choice whose answer is needed before a switch to it: those that are not known to be
+    /// Backends of a pool whose answer is needed before flows go to it: those that are not known to be
     /// up, with how to ask.
     #[must_use]
     pub fn to_ask(&self, choice: &PoolChoice, pool: &PoolSpec) -> Vec<(Target, ProbeSpec)> {
@@ -250,40 +264,7 @@ impl State {
             .collect()
     }
 
-    /// Switches a service. `answers` are those that [`State::to_ask`] asked for. Returns what was in
-    /// force before.
-    ///
-    /// # Errors
-    ///
-    /// Nobody in a pool, or somebody in a list of addresses, does not answer, and `force` is not set.
-    pub fn switch(
-        &mut self,
-        name: &Name,
-        choice: &PoolChoice,
-        answers: &[(Target, Answer)],
-        force: bool,
-    ) -> Result<InForce, SwitchError> {
-        let Some(service) = self.spec.services.get(name) else {
-            return Err(self.unknown_service(name.as_str()));
-        };
-        let pool = self.resolve(name, service, choice)?;
-        let before = self.in_force(name).ok_or_else(|| self.unknown_service(name.as_str()))?;
-        if !force {
-            self.check_answers(name, choice, &pool, answers)?;
-        }
-        if *choice == PoolChoice::Pool(service.default_pool.clone()) {
-            self.switches.remove(name);
-        } else {
-            self.switches.insert(name.clone(), choice.clone());
-        }
-        self.follow_pools();
-        for (target, answer) in answers {
-            let _seen_with_the_switch = self.observe(target, answer);
-        }
-        Ok(before)
-    }
-
-    fn check_answers(
+    pub(super) fn check_answers(
         &self,
         name: &Name,
         choice: &PoolChoice,
@@ -310,15 +291,6 @@ impl State {
             });
         }
         Ok(())
-    }
-
-    /// Puts back what a switch replaced, when the kernel did not take it.
-    pub fn restore(&mut self, name: &Name, override_before: Option<PoolChoice>) {
-        match override_before {
-            Some(choice) => self.switches.insert(name.clone(), choice),
-            None => self.switches.remove(name),
-        };
-        self.follow_pools();
     }
 
     /// Takes a probe's answer in; says so if it changes a backend's state.
@@ -367,12 +339,15 @@ impl State {
         targets
     }
 
-    /// Services whose flows go to the pool of this text.
+    /// Services some of whose flows go to the pool of this text.
     #[must_use]
     pub fn users_of(&self, pool: &str) -> Vec<Name> {
         let services = self.spec.services.keys();
         services
-            .filter(|name| self.in_force(name).is_some_and(|f| f.choice.to_string() == pool))
+            .filter(|name| {
+                let split = self.split(name);
+                split.is_some_and(|split| split.pools().any(|used| used.choice.to_string() == pool))
+            })
             .cloned()
             .collect()
     }
@@ -381,18 +356,16 @@ impl State {
     fn pools(&self) -> BTreeMap<String, PoolSpec> {
         let named = self.spec.pools.iter().map(|(name, pool)| (name.to_string(), pool.clone()));
         let mut pools: BTreeMap<_, _> = named.collect();
-        for name in self.switches.keys() {
-            if let Some(InForce { choice: choice @ PoolChoice::Backends(_), pool, .. }) =
-                self.in_force(name)
-            {
-                pools.entry(choice.to_string()).or_insert(pool);
+        for split in self.changes.keys().filter_map(|name| self.split(name)) {
+            for InForce { choice, pool } in split.pools() {
+                pools.entry(choice.to_string()).or_insert_with(|| pool.clone());
             }
         }
         pools
     }
 
     /// Makes health follow the pools: new backends are unknown, gone ones forgotten.
-    fn follow_pools(&mut self) {
+    pub(super) fn follow_pools(&mut self) {
         let mut wanted = BTreeSet::new();
         for (text, pool) in self.pools() {
             for backend in &pool.backends {
@@ -423,6 +396,10 @@ fn address(text: &str, port: u16) -> Option<SocketAddr> {
     };
     check_address(address).ok().map(|()| address)
 }
+
+mod split;
+
+pub use split::{Split, SplitPool};
 
 #[cfg(test)]
 mod tests;

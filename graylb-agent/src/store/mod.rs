@@ -16,12 +16,12 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    model::{choice::PoolChoice, health::HealthState, spec::Name},
+    model::{changes::Changes, health::HealthState, spec::Name},
     trust,
 };
 
 /// Version of the file's contents.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const MAGIC: &str = "graylb-state";
 /// Longest file that is read, in bytes.
 const MAX_LEN: u64 = 64 << 20;
@@ -29,8 +29,8 @@ const MAX_LEN: u64 = 64 << 20;
 /// What is kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stored {
-    /// Run-time overrides: service → what it was switched to.
-    pub switches: BTreeMap<Name, PoolChoice>,
+    /// What was changed at run time, by service.
+    pub changes: BTreeMap<Name, Changes>,
     /// Last known health: pool → backend → state. Good only within the same boot.
     pub health: BTreeMap<String, BTreeMap<SocketAddr, HealthState>>,
     /// The boot that `health` is from.

@@ -5,13 +5,29 @@ use std::os::unix::fs::PermissionsExt as _;
 use tempfile::TempDir;
 
 use super::*;
+use crate::model::{
+    changes::{CanaryOverride, Overrides},
+    choice::PoolChoice,
+    split::Canary,
+};
+
+/// A switch, a share and a rule, and what was before.
+fn changes() -> Changes {
+    let pool = |name: &str| PoolChoice::Pool(Name::new(name).expect("name"));
+    let canary = Canary { pool: pool("red"), share: "5%".parse().expect("a share") };
+    let none = Changes::default();
+    let switched = Overrides { stable: Some(pool("green")), ..Overrides::default() };
+    let split = Overrides {
+        canary: Some(CanaryOverride::Some(canary)),
+        rules: Some([("192.0.2.0/24".parse().expect("a network"), pool("red"))].into()),
+        ..switched.clone()
+    };
+    none.with(switched).with(split)
+}
 
 fn sample() -> Stored {
     Stored {
-        switches: BTreeMap::from([(
-            Name::new("shop").expect("name"),
-            PoolChoice::Pool(Name::new("green").expect("name")),
-        )]),
+        changes: BTreeMap::from([(Name::new("shop").expect("name"), changes())]),
         health: BTreeMap::from([(
             "green".into(),
             BTreeMap::from([("127.0.0.1:80".parse().expect("address"), HealthState::Up)]),
@@ -76,7 +92,7 @@ fn every_truncation_and_every_changed_byte_is_noticed() {
 fn a_file_of_the_future_is_set_aside() {
     let (dir, path, bytes) = saved();
     let text =
-        String::from_utf8(bytes).expect("text").replacen("graylb-state 1", "graylb-state 2", 1);
+        String::from_utf8(bytes).expect("text").replacen("graylb-state 2", "graylb-state 3", 1);
     assert!(open_damaged(&dir, &path, text.as_bytes()));
 }
 

@@ -13,7 +13,7 @@ use graylb_common::{
 pub use self::{v4::V4, v6::V6};
 use crate::{
     access::{FibParams, Frame, random},
-    maps::{Draft, FlowTable, ServiceMap},
+    maps::{Draft, FlowTable, RuleMap, ServiceMap},
 };
 
 /// Linux's default range of ephemeral ports (net.ipv4.ip_local_port_range).
@@ -90,6 +90,8 @@ pub trait Family {
     const ICMP: u8;
     /// Virtual endpoints.
     fn services() -> ServiceMap<Self::Address>;
+    /// Client rules.
+    fn rules() -> RuleMap<Self::Address>;
     /// Established TCP flows.
     fn tcp() -> &'static (impl FlowTable<Self::Address, Flow<Self::Address>> + 'static);
     /// TCP flows in their handshake.

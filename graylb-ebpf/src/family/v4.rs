@@ -16,7 +16,7 @@ use network_types::{
 use super::{Family, Header, Network, TTL, moved_port};
 use crate::{
     access::{AF_INET, FibParams, Frame},
-    maps::{self, Draft, FlowTable, ServiceMap},
+    maps::{self, Draft, FlowTable, RuleMap, ServiceMap},
 };
 
 /// IPv4 (RFC 791).
@@ -35,6 +35,11 @@ impl Family for V4 {
     #[inline(always)]
     fn services() -> ServiceMap<[u8; 4]> {
         maps::services_v4()
+    }
+
+    #[inline(always)]
+    fn rules() -> RuleMap<[u8; 4]> {
+        maps::rules_v4()
     }
 
     #[inline(always)]

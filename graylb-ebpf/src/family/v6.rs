@@ -16,7 +16,7 @@ use network_types::{
 use super::{Family, Header, Network, TTL, moved_port};
 use crate::{
     access::{AF_INET6, FibParams, Frame, v6_words},
-    maps::{self, Draft, FlowTable, ServiceMap},
+    maps::{self, Draft, FlowTable, RuleMap, ServiceMap},
 };
 
 /// IPv6 (RFC 8200).
@@ -44,6 +44,11 @@ impl Family for V6 {
     #[inline(always)]
     fn services() -> ServiceMap<[u8; 16]> {
         maps::services_v6()
+    }
+
+    #[inline(always)]
+    fn rules() -> RuleMap<[u8; 16]> {
+        maps::rules_v6()
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, panic::resume_unwind, thread, 
 
 use graylb_agent::{
     apply::{DataPlane, Options},
-    compile::{BackendImage, Change, Select, ServiceImage, pool_number, round_robin},
+    compile::{BackendImage, Change, PoolImage, Select, ServiceImage, pool_number, round_robin},
     config::{FlowsConfig, LimitsConfig},
     model::{
         mode::Mode,
@@ -118,18 +118,22 @@ impl Lab {
         backends: &[(SocketAddr, u16)],
     ) -> u64 {
         let weights: Vec<u16> = backends.iter().map(|(_, weight)| *weight).collect();
-        let image = ServiceImage {
+        let image = PoolImage {
             pool: pool_number(pool),
             mode,
             select: Select::Turns,
-            salt: 0,
             backends: backends
                 .iter()
                 .map(|&(address, weight)| BackendImage { address, weight })
                 .collect(),
             slots: round_robin(&weights),
         };
-        self.plane.apply(&Change::Put(service, image)).expect("put a service in force")
+        self.put_image(service, ServiceImage::whole(0, image))
+    }
+
+    /// Puts an image in force.
+    pub fn put_image(&mut self, service: Endpoint, image: ServiceImage) -> u64 {
+        self.plane.apply(&Change::Put(service, Box::new(image))).expect("put a service in force")
     }
 
     /// Takes a service out.

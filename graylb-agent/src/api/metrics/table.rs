@@ -10,14 +10,16 @@ use crate::{
     model::health::HealthState,
 };
 
-/// A service's backends, with the pool that each is in: of the pool in force, then of former ones.
+/// A service's backends, with the pool that each is in: of the pools in force, then of former ones.
 pub(super) fn backends(service: &ServiceReport) -> impl Iterator<Item = (&str, &BackendReport)> {
     let in_force = service.backends.iter().map(|backend| (service.pool.as_str(), backend));
+    let others = service.others.iter();
+    let others = others.flat_map(|other| other.backends.iter().map(|b| (other.pool.as_str(), b)));
     let former = service
         .former
         .iter()
         .flat_map(|former| former.backends.iter().map(|backend| (former.pool.as_str(), backend)));
-    in_force.chain(former)
+    in_force.chain(others).chain(former)
 }
 
 const BACKEND: &[&str] = &["service", "pool", "backend"];

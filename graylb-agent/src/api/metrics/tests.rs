@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::{
     apply::TableFill,
-    daemon::{BackendReport, FormerPool, ServiceReport, SweepReport},
+    daemon::{BackendReport, FormerPool, PoolReport, ServiceReport, SweepReport},
     model::{health::HealthState, spec::Protocol},
 };
 
@@ -40,6 +40,15 @@ fn report() -> StatusReport {
         pool: "green".into(),
         balance: "round_robin".into(),
         overridden: true,
+        split: "green, 5% to red".into(),
+        revision: 4,
+        canary: None,
+        rules: 0,
+        others: vec![PoolReport {
+            pool: "red".into(),
+            balance: "round_robin".into(),
+            backends: vec![backend("10.1.0.2:8080", 1)],
+        }],
         generation: Some(3),
         last_good_kept: false,
         problem: None,

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     compile::{Image, compile, diff},
     config::Config,
-    model::balance::Balance,
+    model::{balance::Balance, changes::SplitChange},
 };
 
 const CONFIG: &str = r#"
@@ -117,38 +117,42 @@ fn hosts_are_found_by_endpoint_alias_and_name() {
     assert_eq!(state.only_service(), None);
 }
 
+fn stable(state: &State, name: &Name, asked: &str) -> SplitChange {
+    SplitChange::Stable(state.choice(name, asked).expect("choice").0)
+}
+
 #[test]
 fn a_switch_to_nobody_is_refused_unless_forced() {
     let mut state = healthy();
     let shop = name("shop");
-    let (choice, pool) = state.choice(&shop, "green").expect("choice");
-    assert_eq!(state.to_ask(&choice, &pool), [], "known to be up");
+    let switch = stable(&state, &shop, "green");
+    let to_ask = |state: &State| state.to_ask_before(&shop, &switch).expect("a switch");
+    assert_eq!(to_ask(&state), [], "known to be up");
     answer_all(&mut state, &bad());
-    let answers: Vec<_> =
-        state.to_ask(&choice, &pool).into_iter().map(|(target, _)| (target, bad())).collect();
+    let answers: Vec<_> = to_ask(&state).into_iter().map(|(target, _)| (target, bad())).collect();
     assert_eq!(answers.len(), 2);
-    let refused = state.switch(&shop, &choice, &answers, false);
+    let refused = state.change(&shop, &switch, &answers, false, None);
     assert!(matches!(refused, Err(SwitchError::NotHealthy { .. })));
-    assert!(state.switches().is_empty());
+    assert!(state.changes().is_empty());
     // One that answers is enough for a pool.
     let one = [(answers[0].0.clone(), Answer::Good), answers[1].clone()];
-    assert!(state.switch(&shop, &choice, &one, false).is_ok());
-    assert!(state.switch(&shop, &choice, &answers, true).is_ok());
+    assert!(state.change(&shop, &switch, &one, false, None).is_ok());
+    assert!(state.change(&shop, &switch, &answers, true, None).is_ok());
 }
 
 #[test]
 fn an_override_that_no_longer_fits_is_kept_and_reported() {
     let mut state = healthy();
     let shop = name("shop");
-    let (choice, _) = state.choice(&shop, "green").expect("choice");
-    assert!(state.switch(&shop, &choice, &[], false).is_ok());
+    let switch = stable(&state, &shop, "green");
+    assert!(state.change(&shop, &switch, &[], false, None).is_ok());
     let mut spec = state.spec().clone();
     spec.pools.remove(&name("green"));
     state.set_spec(spec);
-    let in_force = state.in_force(&shop).expect("service");
-    assert_eq!(in_force.choice.to_string(), "blue");
-    assert!(in_force.problem.is_some_and(|problem| problem.contains("green")));
-    assert_eq!(state.switches().len(), 1);
+    let split = state.split(&shop).expect("service");
+    assert_eq!((split.stable.choice.to_string().as_str(), split.overridden), ("blue", false));
+    assert!(split.problems.iter().any(|problem| problem.contains("green")));
+    assert_eq!(state.changes().len(), 1);
 }
 
 proptest! {
@@ -161,17 +165,17 @@ proptest! {
         let mut installed = start.clone();
         for pool in pools {
             let asked = ["blue", "green", "127.0.0.1:83", "127.0.0.1:84,127.0.0.1:83"][pool];
-            let (choice, spec) = state.choice(&shop, asked).expect("choice");
-            let answers: Vec<_> =
-                state.to_ask(&choice, &spec).into_iter().map(|(t, _)| (t, Answer::Good)).collect();
-            state.switch(&shop, &choice, &answers, false).expect("switch");
+            let switch = stable(&state, &shop, asked);
+            let to_ask = state.to_ask_before(&shop, &switch).expect("a switch");
+            let answers: Vec<_> = to_ask.into_iter().map(|(t, _)| (t, Answer::Good)).collect();
+            state.change(&shop, &switch, &answers, false, None).expect("switch");
             let wanted = compile(&state, &installed);
             prop_assert!(diff(&installed, &wanted).len() <= 1);
             prop_assert!(diff(&wanted, &compile(&state, &wanted)).is_empty());
             installed = wanted;
         }
-        let (choice, _) = state.choice(&shop, "blue").expect("choice");
-        state.switch(&shop, &choice, &[], false).expect("switch");
+        let switch = stable(&state, &shop, "blue");
+        state.change(&shop, &switch, &[], false, None).expect("switch");
         prop_assert_eq!(compile(&state, &installed), start);
     }
 
@@ -187,7 +191,7 @@ proptest! {
             for image in installed.values() {
                 let up = |address| state.health_of("blue", address) == HealthState::Up;
                 let anybody = ["127.0.0.1:81", "127.0.0.1:82"].iter().any(|a| up(a.parse().expect("address")));
-                prop_assert!(!anybody || image.backends.iter().all(|b| up(b.address)));
+                prop_assert!(!anybody || image.stable.backends.iter().all(|b| up(b.address)));
             }
         }
     }
