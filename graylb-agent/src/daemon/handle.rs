@@ -8,7 +8,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{Readiness, StatusReport};
+use super::{DrainReport, DrainRequest, Readiness, StatusReport};
 use crate::{
     model::{
         changes::SplitChange,
@@ -161,6 +161,22 @@ pub enum Command {
         /// Where the answer goes.
         reply: oneshot::Sender<Reply<Changed>>,
     },
+    /// Drain backends, or let them take new flows again.
+    Drain {
+        /// Which.
+        request: DrainRequest,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Reply<DrainReport>>,
+    },
+    /// Say how far draining has got.
+    Drained {
+        /// The pool.
+        pool: String,
+        /// Its backends; all where there are none.
+        backends: Vec<SocketAddr>,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Reply<DrainReport>>,
+    },
     /// Say which client rules a service has.
     Rules {
         /// Which service.
@@ -231,6 +247,28 @@ impl Handle {
         let answers = asking.join_all().await;
         let change = |reply| Command::Change { prepared, answers, force, expected, by, reply };
         Ok((self.ask(change).await??, endpoint))
+    }
+
+    /// Drains backends, or lets them take new flows again.
+    ///
+    /// # Errors
+    ///
+    /// See [`CommandError`].
+    pub async fn drain(&self, request: DrainRequest) -> Result<DrainReport, CommandError> {
+        self.ask(|reply| Command::Drain { request, reply }).await?
+    }
+
+    /// How far draining has got.
+    ///
+    /// # Errors
+    ///
+    /// See [`CommandError`].
+    pub async fn drained(
+        &self,
+        pool: String,
+        backends: Vec<SocketAddr>,
+    ) -> Result<DrainReport, CommandError> {
+        self.ask(|reply| Command::Drained { pool, backends, reply }).await?
     }
 
     /// A service's client rules that are followed.

@@ -4,6 +4,7 @@
 //! A switch is answered after the kernel has it. What cannot be applied changes nothing.
 
 mod change;
+mod drain;
 mod flows;
 mod handle;
 mod interfaces;
@@ -21,8 +22,8 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use self::{handle::Command, interfaces::Interfaces, local::LocalClients};
 pub use self::{
+    drain::{DrainReport, DrainRequest, Draining},
     handle::{Asked, ChangeRequest, Changed, CommandError, Handle, Reload, ServiceRef},
     report::{
         BackendReport, CanaryReport, FormerPool, PoolReport, Readiness, ServiceReport,
@@ -30,6 +31,7 @@ pub use self::{
     },
     start::{StartError, Started, start},
 };
+use self::{handle::Command, interfaces::Interfaces, local::LocalClients};
 use crate::{
     apply::{DataPlane, Effort, FlowWatch},
     compile::{Change, compile, compile_service, diff},
@@ -108,6 +110,12 @@ impl Daemon {
             }
             Command::Change { prepared, answers, force, expected, by, reply } => {
                 let _gone = reply.send(self.change(&prepared, &answers, force, expected, &by));
+            }
+            Command::Drain { request, reply } => {
+                let _gone = reply.send(self.drain(&request));
+            }
+            Command::Drained { pool, backends, reply } => {
+                let _gone = reply.send(self.drained(&pool, &backends));
             }
             Command::Rules { service, reply } => {
                 let _gone = reply.send(self.rules(&service));
@@ -224,6 +232,7 @@ impl Daemon {
     fn save(&mut self) -> Result<(), crate::store::StoreError> {
         self.store.save(&Stored {
             changes: self.state.changes().clone(),
+            drained: self.state.drained().kept().clone(),
             health: self.state.known_health(),
             boot_id: boot_id(),
         })
