@@ -10,6 +10,7 @@ pub mod abi;
 pub mod backend;
 pub mod csum;
 pub mod flow;
+pub mod fragment;
 pub mod hash;
 pub mod maps;
 pub mod service;

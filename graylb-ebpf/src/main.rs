@@ -18,6 +18,7 @@ mod classify;
 mod count;
 mod emit;
 mod family;
+mod fragment;
 mod icmp;
 mod maps;
 mod maps_socket;
