@@ -6,6 +6,7 @@ mod compat;
 mod error;
 mod guard;
 mod metrics;
+mod rollout;
 mod server;
 mod split;
 mod v1;
@@ -21,6 +22,7 @@ use axum::{
 
 pub use self::{
     error::{ErrorBody, ErrorDetail},
+    rollout::RolloutBody,
     server::serve,
     split::{CanaryBody, RulesBody, SwitchBody, UndoBody},
 };
@@ -61,6 +63,8 @@ pub fn router(context: Context) -> Router {
             get(split::rules).put(split::set_rules).layer(DefaultBodyLimit::max(MAX_RULES_BODY)),
         )
         .route("/v1/services/{name}/undo", post(split::undo))
+        .route("/v1/services/{name}/rollout", get(rollout::status).post(rollout::start))
+        .route("/v1/services/{name}/rollout/{command}", post(rollout::command))
         .route("/v1/status", get(v1::status))
         .route("/v1/reload", post(v1::reload))
         .route("/metrics", get(metrics::metrics))

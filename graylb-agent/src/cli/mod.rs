@@ -3,6 +3,7 @@
 mod args;
 mod check;
 mod drops;
+mod rollout;
 mod run;
 mod split;
 mod status;
@@ -65,6 +66,7 @@ pub fn main() -> ExitCode {
             split::share(&client, change, pool.zip(share))
         }
         Command::Rules { command } => split::rules(command),
+        Command::Rollout { command } => rollout::rollout(command),
         Command::Undo { client, change, revision } => split::undo(&client, change, revision),
         Command::Reload { client } => call(&client, async |client: Client| {
             let Reload { notes } = client.post("/v1/reload", &json!({})).await?;

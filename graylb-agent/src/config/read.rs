@@ -238,7 +238,7 @@ pub fn integer(
 }
 
 /// `500ms`, `2s`, `1m`, `1h`.
-fn parse_duration(text: &str) -> Option<Duration> {
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let number: u64 = text[..digits].parse().ok()?;
     let unit_ms = match &text[digits..] {
