@@ -15,6 +15,8 @@ use rustix::{
 pub const KEPT: &[(&str, CapabilitySet)] = &[
     // Maps, and the socket hook's programs, which are loaded when they are wanted.
     ("CAP_BPF", CapabilitySet::BPF),
+    // Without it older verifiers (6.12) do not follow pointers through the stack, and refuse those programs.
+    ("CAP_PERFMON", CapabilitySet::PERFMON),
     // Attaching to interfaces and cgroups that appear later.
     ("CAP_NET_ADMIN", CapabilitySet::NET_ADMIN),
     // Commands that probes run may want to ping.

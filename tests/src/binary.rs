@@ -8,8 +8,11 @@ use std::{
 };
 
 /// The `graylb` binary beside this test's executable, built if it is missing or older than its sources:
-/// cargo builds a package's binaries for its own tests only.
+/// cargo builds a package's binaries for its own tests only. `GRAYLB_BINARY` names it where there is no cargo.
 pub(crate) static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
+    if let Some(binary) = std::env::var_os("GRAYLB_BINARY") {
+        return binary.into();
+    }
     let test = std::env::current_exe().expect("this executable's path");
     let profile = test.parent().and_then(Path::parent).expect("target/PROFILE/deps");
     let binary = profile.join("graylb");

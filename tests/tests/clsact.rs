@@ -38,7 +38,12 @@ fn start(sandbox: &Sandbox, config: &Config) -> DataPlane {
         clsact: true,
     })
     .expect("open the data plane");
-    let state = State::new(config.spec.clone(), Default::default(), &Default::default());
+    let state = State::new(
+        config.spec.clone(),
+        Default::default(),
+        Default::default(),
+        &Default::default(),
+    );
     for change in diff(plane.installed(), &compile(&state, plane.installed())) {
         let _generation = plane.apply(&change).expect("apply");
     }

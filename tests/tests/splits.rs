@@ -217,8 +217,16 @@ fn two_operators_do_not_overwrite_each_other() {
     });
     assert_eq!(winners.into_inner(), 1);
     assert_eq!(service(&agent)["revision"], 3);
+}
 
-    // The API's own words for it, and revisions outlive the agent.
+/// The API's own words for it; revisions outlive the agent.
+#[test]
+fn revisions_are_tags_and_can_be_gone_back_to() {
+    let stage = Stage::new(None);
+    let agent = stage.installation.start();
+    for share in ["5%", "50%", "6%"] {
+        done(&stage, &["share", "demo", "lua_upstream", share]);
+    }
     agent.stop();
     let agent = stage.installation.start();
     let (status, body) = stage.installation.curl(

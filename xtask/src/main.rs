@@ -1,4 +1,4 @@
-//! graylb's own chores: `cargo xtask setup|build|demo|test|tidy`.
+//! graylb's own chores: `cargo xtask setup|build|demo|test|tidy|vm`.
 #![forbid(unsafe_code)]
 
 mod build;
@@ -8,6 +8,7 @@ mod process;
 mod setup;
 mod test;
 mod tidy;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -41,6 +42,17 @@ enum Chore {
         #[arg(long)]
         fix: bool,
     },
+    /// Set up qemu, and try other kernels: their verifiers, the packet tests, a few of the agent's (as root)
+    Vm {
+        /// Series of Debian's kernels, such as 6.1; 6.1 and 6.12 unless told otherwise
+        series: Vec<String>,
+        /// All packet tests, which takes a quarter of an hour for each kernel
+        #[arg(long)]
+        all: bool,
+        /// Write the table in docs/kernels.md anew
+        #[arg(long)]
+        fix: bool,
+    },
     /// One HTTP backend of the demo
     #[command(hide = true)]
     DemoBackend {
@@ -67,6 +79,7 @@ fn main() -> ExitCode {
             Chore::Test => test::run(),
             Chore::Tidy { fix: false } => tidy::check(),
             Chore::Tidy { fix: true } => tidy::fix(),
+            Chore::Vm { series, all, fix } => vm::run(&series, all, fix),
             Chore::DemoBackend { .. } | Chore::DemoJanitor { .. } => Ok(()),
         }),
     };

@@ -62,6 +62,12 @@ pub(super) const fn classify(error: &CommandError) -> (StatusCode, &'static str)
             (StatusCode::NOT_FOUND, "unknown_revision")
         }
         CommandError::Refused(SwitchError::Rollout(_)) => (StatusCode::CONFLICT, "rollout"),
+        CommandError::Refused(SwitchError::UnknownBackend { .. }) => {
+            (StatusCode::NOT_FOUND, "unknown_backend")
+        }
+        CommandError::Refused(SwitchError::LastOnes { .. }) => {
+            (StatusCode::CONFLICT, "nobody_left")
+        }
         CommandError::Refused(SwitchError::NotHealthy { .. }) => {
             (StatusCode::CONFLICT, "pool_not_healthy")
         }

@@ -3,6 +3,7 @@
 //! Nothing is changed here. What a request may do is decided in [`guard`] before it is looked at.
 
 mod compat;
+mod drain;
 mod error;
 mod guard;
 mod metrics;
@@ -21,6 +22,7 @@ use axum::{
 };
 
 pub use self::{
+    drain::DrainBody,
     error::{ErrorBody, ErrorDetail},
     rollout::RolloutBody,
     server::serve,
@@ -65,6 +67,8 @@ pub fn router(context: Context) -> Router {
         .route("/v1/services/{name}/undo", post(split::undo))
         .route("/v1/services/{name}/rollout", get(rollout::status).post(rollout::start))
         .route("/v1/services/{name}/rollout/{command}", post(rollout::command))
+        .route("/v1/pools/{name}/drain", get(drain::progress).post(drain::drain))
+        .route("/v1/pools/{name}/undrain", post(drain::undrain))
         .route("/v1/status", get(v1::status))
         .route("/v1/reload", post(v1::reload))
         .route("/metrics", get(metrics::metrics))

@@ -53,7 +53,7 @@ impl RouteTable {
         let rows = services.iter().map(|(start, routes)| (*start, routes.len() as u32));
         self.free_routes = Regions::new(self.routes.len(), rows);
         // Routes of one service may share slots.
-        let all = || services.iter().flat_map(|(_, routes)| routes).filter(|r| r.slots_count > 0);
+        let all = || services.iter().flat_map(|(_, routes)| routes).filter(|r| **r != Route::NONE);
         let slots: BTreeSet<_> =
             all().map(|route| (route.slots_start, route.slots_count)).collect();
         self.free_slots = Regions::new(self.slots.len(), slots);

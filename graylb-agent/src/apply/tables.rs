@@ -205,7 +205,7 @@ impl Tables {
         let old_image = self.image.get(&endpoint).cloned().filter(|_| old.is_some());
         let mut there: Vec<(PoolImage, Route)> = match (&old_image, old) {
             (Some(image), Some(placed)) => {
-                let routes = placed.routes.iter().filter(|route| route.slots_count > 0);
+                let routes = placed.routes.iter().filter(|route| **route != Route::NONE);
                 image.pools().cloned().zip(routes.copied()).collect()
             }
             _ => Vec::new(),
@@ -277,7 +277,7 @@ impl Tables {
         let kept = stays.map_or(&[][..], |stays| &stays.routes).iter().map(|route| route.turn);
         // Routes of one pool share its slots and counter.
         let mut done: BTreeSet<u32> = kept.collect();
-        for route in gone.routes.iter().filter(|route| route.slots_count > 0) {
+        for route in gone.routes.iter().filter(|route| **route != Route::NONE) {
             if done.insert(route.turn) {
                 self.routes.give_back_pool(route);
             }

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -18,6 +18,7 @@ Examples:
   graylb rules add shop 192.0.2.0/24 green        send our testers there, whatever the share
   graylb undo shop                                take that back
   graylb rollout start shop --to green --hold 5m  from 1% to all in steps, and back if it is worse
+  graylb drain green 10.0.0.7:80 --wait 5m        no new connections there; wait for the others to end
   curl 'http://127.0.0.1:7878/_switch_upstream?upstream=green' -H 'Host: shop.example'
 
 Exit codes:
@@ -118,6 +119,35 @@ pub(super) enum Command {
         change: ChangeArguments,
         /// The revision to go back to
         revision: Option<u64>,
+    },
+    /// Send no new connections to backends of a pool, and say how many are left there
+    ///
+    /// With --wait, exits with 0 once no more than --until are left: then it is safe to stop the process.
+    Drain {
+        #[command(flatten)]
+        client: ClientArguments,
+        /// The pool's name
+        pool: String,
+        /// Its backends; all of it if none is named
+        backends: Vec<SocketAddr>,
+        /// Even if nobody is left to take a service's new connections
+        #[arg(long)]
+        force: bool,
+        /// Wait so long for the connections to end, as in 30s or 5m
+        #[arg(long, value_name = "DURATION", value_parser = crate::config::duration)]
+        wait: Option<Duration>,
+        /// With --wait: until so many are left
+        #[arg(long, value_name = "FLOWS", default_value_t = 0, requires = "wait")]
+        until: u64,
+    },
+    /// Let drained backends take new connections again
+    Undrain {
+        #[command(flatten)]
+        client: ClientArguments,
+        /// The pool's name
+        pool: String,
+        /// Its backends; all of it if none is named
+        backends: Vec<SocketAddr>,
     },
     /// Read the config again; one with mistakes changes nothing
     Reload {

@@ -2,6 +2,7 @@
 
 mod args;
 mod check;
+mod drain;
 mod drops;
 mod rollout;
 mod run;
@@ -68,6 +69,13 @@ pub fn main() -> ExitCode {
         Command::Rules { command } => split::rules(command),
         Command::Rollout { command } => rollout::rollout(command),
         Command::Undo { client, change, revision } => split::undo(&client, change, revision),
+        Command::Drain { client, pool, backends, force, wait, until } => {
+            let patience = wait.map(|wait| drain::Patience { wait, until });
+            drain::drain(&client, drain::Which { pool, backends }, force, patience)
+        }
+        Command::Undrain { client, pool, backends } => {
+            drain::undrain(&client, drain::Which { pool, backends })
+        }
         Command::Reload { client } => call(&client, async |client: Client| {
             let Reload { notes } = client.post("/v1/reload", &json!({})).await?;
             let notes: String = notes.iter().map(|note| format!("note: {note}\n")).collect();

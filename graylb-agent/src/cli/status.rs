@@ -126,6 +126,7 @@ fn write_service(text: &mut String, service: &ServiceReport) -> fmt::Result {
 
 fn write_backend(text: &mut String, backend: &BackendReport) -> fmt::Result {
     let state = match backend.state {
+        _ if backend.drained => "drained",
         HealthState::Unknown => "unknown",
         HealthState::Up => "up",
         HealthState::Down => "DOWN",

@@ -80,6 +80,9 @@ impl Select {
 /// The slots of backends that share their flows like this: indices into `backends`.
 #[must_use]
 pub fn slots(balance: Balance, backends: &[BackendSpec]) -> Vec<u32> {
+    if backends.is_empty() {
+        return Vec::new();
+    }
     if let Some(size) = balance.table() {
         let takers: Vec<_> = backends.iter().map(|b| (b.address, b.weight)).collect();
         return maglev(&takers, size);

@@ -25,7 +25,7 @@ pub fn compile(state: &State, installed: &Image) -> Image {
 
 /// What the kernel is to hold for one service: of each pool the backends that take flows. When there is none in
 /// the stable pool, what it holds of that already, which is the last set that was good; `None` when that is
-/// nothing. A canary without any has no share, and clients with rules to such a pool are as others.
+/// nothing; an empty pool when the operator has drained all of it. A canary without any has no share, and clients with rules to such a pool are as others.
 #[must_use]
 pub fn compile_service(
     state: &State,
@@ -67,8 +67,14 @@ fn service_image(
         let name = in_force.choice.to_string();
         (!takers.is_empty()).then(|| pool_image(endpoint, &name, &in_force.pool, &takers))
     };
-    let last_good = || installed.get(endpoint).map(|image| image.stable.clone());
-    let stable = image(&split.stable).or_else(last_good)?;
+    let stable = match image(&split.stable) {
+        Some(stable) => stable,
+        None if split.stable.is_drained(state) => {
+            let name = split.stable.choice.to_string();
+            pool_image(endpoint, &name, &split.stable.pool, &[])
+        }
+        None => last_good(state, split, &installed.get(endpoint)?.stable, endpoint),
+    };
     let canary = split.canary.as_ref().filter(|(share, _)| *share > Share::NONE);
     let canary = canary.and_then(|(share, pool)| Some((*share, image(pool)?)));
     let places: BTreeMap<String, u32> =
@@ -97,6 +103,22 @@ fn service_image(
             .collect(),
         stable,
     })
+}
+
+/// The stable pool's last set that was good, without those of it that have been drained since, unless these are
+/// all.
+fn last_good(state: &State, split: &Split, last: &PoolImage, endpoint: &Endpoint) -> PoolImage {
+    let name = split.stable.choice.to_string();
+    let pool = &split.stable.pool;
+    let left = pool.backends.iter().filter(|backend| {
+        let there = last.backends.iter().any(|known| known.address == backend.address);
+        there && backend.weight > 0 && !state.drained().contains(&name, backend.address)
+    });
+    let left: Vec<BackendSpec> = left.copied().collect();
+    if last.pool != pool_number(&name) || left.is_empty() {
+        return last.clone();
+    }
+    pool_image(endpoint, &name, pool, &left)
 }
 
 /// The image of a pool whose flows these of its backends share.

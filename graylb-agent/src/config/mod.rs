@@ -227,6 +227,16 @@ impl Config {
     }
 }
 
+/// A length of time as the config writes it, for the command line.
+///
+/// # Errors
+///
+/// It is none.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    read::parse_duration(text)
+        .ok_or_else(|| "write a number and ms, s, m or h, as in 30s".to_owned())
+}
+
 fn read_file(path: &Path) -> Result<String, String> {
     let tried = |error: std::io::Error| format!("cannot read the config: {error}");
     let mut text = String::new();

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    Readiness, StatusReport,
+    DrainReport, DrainRequest, Readiness, StatusReport,
     rollout::{Order, PlanAsked, RolloutReport},
 };
 use crate::{
@@ -190,6 +190,22 @@ pub enum Command {
         /// Where the answer goes.
         reply: oneshot::Sender<Reply<RolloutReport>>,
     },
+    /// Drain backends, or let them take new flows again.
+    Drain {
+        /// Which.
+        request: DrainRequest,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Reply<DrainReport>>,
+    },
+    /// Say how far draining has got.
+    Drained {
+        /// The pool.
+        pool: String,
+        /// Its backends; all where there are none.
+        backends: Vec<SocketAddr>,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Reply<DrainReport>>,
+    },
     /// Say which client rules a service has.
     Rules {
         /// Which service.
@@ -303,6 +319,28 @@ impl Handle {
         by: String,
     ) -> Result<RolloutReport, CommandError> {
         self.ask(|reply| Command::Rollout { service, order, by, reply }).await?
+    }
+
+    /// Drains backends, or lets them take new flows again.
+    ///
+    /// # Errors
+    ///
+    /// See [`CommandError`].
+    pub async fn drain(&self, request: DrainRequest) -> Result<DrainReport, CommandError> {
+        self.ask(|reply| Command::Drain { request, reply }).await?
+    }
+
+    /// How far draining has got.
+    ///
+    /// # Errors
+    ///
+    /// See [`CommandError`].
+    pub async fn drained(
+        &self,
+        pool: String,
+        backends: Vec<SocketAddr>,
+    ) -> Result<DrainReport, CommandError> {
+        self.ask(|reply| Command::Drained { pool, backends, reply }).await?
     }
 
     /// A service's client rules that are followed.

@@ -4,6 +4,7 @@
 //! A switch is answered after the kernel has it. What cannot be applied changes nothing.
 
 mod change;
+mod drain;
 mod flows;
 mod handle;
 mod interfaces;
@@ -22,8 +23,8 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use self::{handle::Command, interfaces::Interfaces, local::LocalClients, rollout::Rollouts};
 pub use self::{
+    drain::{DrainReport, DrainRequest, Draining},
     handle::{Asked, ChangeRequest, Changed, CommandError, Handle, Reload, ServiceRef},
     report::{
         BackendReport, CanaryReport, FormerPool, PoolReport, Readiness, ServiceReport,
@@ -32,6 +33,7 @@ pub use self::{
     rollout::{Order, PlanAsked, RolloutReport},
     start::{StartError, Started, start},
 };
+use self::{handle::Command, interfaces::Interfaces, local::LocalClients, rollout::Rollouts};
 use crate::{
     apply::{DataPlane, Effort, FlowWatch},
     compile::{Change, compile, compile_service, diff},
@@ -123,6 +125,12 @@ impl Daemon {
             }
             Command::Rollout { service, order, by, reply } => {
                 let _gone = reply.send(self.order(&service, order, &by));
+            }
+            Command::Drain { request, reply } => {
+                let _gone = reply.send(self.drain(&request));
+            }
+            Command::Drained { pool, backends, reply } => {
+                let _gone = reply.send(self.drained(&pool, &backends));
             }
             Command::Rules { service, reply } => {
                 let _gone = reply.send(self.rules(&service));
@@ -240,6 +248,7 @@ impl Daemon {
         self.store.save(&Stored {
             changes: self.state.changes().clone(),
             rollouts: self.rollouts.records.clone(),
+            drained: self.state.drained().kept().clone(),
             health: self.state.known_health(),
             boot_id: boot_id(),
         })

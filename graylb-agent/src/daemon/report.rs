@@ -151,6 +151,8 @@ pub struct BackendReport {
     pub reason: String,
     /// Whether new flows are sent there.
     pub takes_flows: bool,
+    /// Whether an operator wants none there.
+    pub drained: bool,
     /// New flows sent there.
     pub opened: u64,
     /// TCP handshakes completed.
@@ -217,6 +219,7 @@ impl Counted {
             state: health.map_or(HealthState::Unknown, Health::state),
             reason: health.map_or("", Health::reason).to_owned(),
             takes_flows,
+            drained: false,
             opened: counters.opened,
             established: counters.established,
             refused: counters.refused,

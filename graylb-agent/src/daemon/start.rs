@@ -23,7 +23,7 @@ use super::{
 use crate::{
     apply::{ApplyError, DataPlane, Effort, FlowWatch, Options},
     config::Config,
-    model::state::State,
+    model::{drain::Drained, state::State},
     netlink::{NetlinkError, Seen, Watcher},
     privileges,
     probe::{Observation, Probes},
@@ -92,7 +92,8 @@ pub fn start(config: Config, config_path: PathBuf) -> Result<Started, StartError
         FlowWatch::start(plane.sweeper()?, config.flows.timeouts(), config.flows.sweep_interval)
             .map_err(|error| ApplyError::new("cannot start the thread that sweeps flows", error))?;
     let known = if stored.boot_id == boot_id() { stored.health } else { BTreeMap::new() };
-    let state = State::new(config.spec.clone(), stored.changes, &known);
+    let state =
+        State::new(config.spec.clone(), stored.changes, Drained::new(stored.drained), &known);
     let (commands_in, commands) = mpsc::channel(QUEUE);
     let (observations_in, observations) = mpsc::channel(OBSERVATIONS);
     let (network_in, network) = mpsc::channel(SEEN);

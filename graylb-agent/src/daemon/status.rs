@@ -6,7 +6,8 @@ use std::{
 };
 
 use super::{
-    CanaryReport, CommandError, Daemon, FormerPool, PoolReport, ServiceReport, StatusReport,
+    BackendReport, CanaryReport, CommandError, Daemon, FormerPool, PoolReport, ServiceReport,
+    StatusReport,
     report::{self, Counted},
 };
 use crate::{
@@ -114,7 +115,9 @@ impl Daemon {
             rules: split.rules.len(),
             problem: Some(split.problems.join("; ")).filter(|problems| !problems.is_empty()),
             generation: self.plane.generation(&service.endpoint),
-            last_good_kept: installed.is_some() && self.is_starved(name),
+            last_good_kept: installed.is_some()
+                && self.is_starved(name)
+                && !split.stable.is_drained(&self.state),
             pool,
         })
     }
@@ -141,7 +144,8 @@ impl Daemon {
             let health = self.state.health(&pool, backend.address);
             let taking = installed.is_some_and(|image| image.leads_to(number, backend.address));
             let places = mine.get(&backend.address).map_or(&[][..], Vec::as_slice);
-            counted.backend(*backend, health, taking, places)
+            let drained = self.state.drained().contains(&pool, backend.address);
+            BackendReport { drained, ..counted.backend(*backend, health, taking, places) }
         });
         let backends = backends.collect();
         PoolReport { balance: in_force.pool.balance.to_string(), backends, pool }

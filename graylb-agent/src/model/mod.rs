@@ -4,6 +4,7 @@ pub mod ageing;
 pub mod balance;
 pub mod changes;
 pub mod choice;
+pub mod drain;
 pub mod health;
 pub mod interfaces;
 pub mod judge;

@@ -9,6 +9,7 @@ use std::{
 use super::{
     changes::Changes,
     choice::PoolChoice,
+    drain::Drained,
     health::{Answer, Health, HealthState, Target, Transition},
     probe::ProbeSpec,
     spec::{BackendSpec, Name, PoolSpec, ServiceSpec, Spec, check_address, check_use},
@@ -61,6 +62,26 @@ pub enum SwitchError {
         /// Those that are.
         known: String,
     },
+    /// Nobody would be left to take a service's new flows.
+    #[error(
+        "{pool} would have nobody left for {services}, nothing changed: switch first, or let it be so with --force"
+    )]
+    LastOnes {
+        /// The pool.
+        pool: String,
+        /// The services.
+        services: String,
+    },
+    /// The pool has no such backend.
+    #[error("{pool} has no backend {asked}; it has: {}", .known.join(", "))]
+    UnknownBackend {
+        /// The pool.
+        pool: String,
+        /// What was asked for.
+        asked: SocketAddr,
+        /// Those that it has.
+        known: Vec<String>,
+    },
     /// Nobody in the pool would answer.
     #[error("{pool} cannot take {service}'s traffic, nothing changed: {why}")]
     NotHealthy {
@@ -87,8 +108,18 @@ impl InForce {
     pub fn takers<'a>(&'a self, state: &'a State) -> impl Iterator<Item = &'a BackendSpec> {
         let pool = self.choice.to_string();
         self.pool.backends.iter().filter(move |backend| {
-            backend.weight > 0 && state.health_of(&pool, backend.address) == HealthState::Up
+            backend.weight > 0
+                && state.health_of(&pool, backend.address) == HealthState::Up
+                && !state.drained.contains(&pool, backend.address)
         })
+    }
+
+    /// Whether the operator has drained every backend that has a weight.
+    #[must_use]
+    pub fn is_drained(&self, state: &State) -> bool {
+        let pool = self.choice.to_string();
+        let mut weighty = self.pool.backends.iter().filter(|backend| backend.weight > 0);
+        weighty.all(|backend| state.drained.contains(&pool, backend.address))
     }
 
     /// Whether there is none.
@@ -103,6 +134,7 @@ impl InForce {
 pub struct State {
     spec: Spec,
     changes: BTreeMap<Name, Changes>,
+    drained: Drained,
     health: BTreeMap<Target, Health>,
 }
 
@@ -112,9 +144,10 @@ impl State {
     pub fn new(
         spec: Spec,
         changes: BTreeMap<Name, Changes>,
+        drained: Drained,
         known: &BTreeMap<String, BTreeMap<SocketAddr, HealthState>>,
     ) -> Self {
-        let mut state = Self { spec, changes, health: BTreeMap::new() };
+        let mut state = Self { spec, changes, drained, health: BTreeMap::new() };
         state.follow_pools();
         for (target, health) in &mut state.health {
             let before = known.get(&target.pool).and_then(|pool| pool.get(&target.address));
@@ -137,6 +170,12 @@ impl State {
     #[must_use]
     pub const fn changes(&self) -> &BTreeMap<Name, Changes> {
         &self.changes
+    }
+
+    /// Which backends the operator has drained.
+    #[must_use]
+    pub const fn drained(&self) -> &Drained {
+        &self.drained
     }
 
     /// Takes a new config; what was changed at run time stays changed.
@@ -356,7 +395,7 @@ impl State {
     }
 
     /// Every pool of the config, and those made of addresses that are in force.
-    fn pools(&self) -> BTreeMap<String, PoolSpec> {
+    pub(super) fn pools(&self) -> BTreeMap<String, PoolSpec> {
         let named = self.spec.pools.iter().map(|(name, pool)| (name.to_string(), pool.clone()));
         let mut pools: BTreeMap<_, _> = named.collect();
         for split in self.changes.keys().filter_map(|name| self.split(name)) {
@@ -400,6 +439,7 @@ fn address(text: &str, port: u16) -> Option<SocketAddr> {
     check_address(address).ok().map(|()| address)
 }
 
+mod drain;
 mod split;
 
 pub use split::{Split, SplitPool};

@@ -4,7 +4,7 @@
 //! a file that is damaged in any way is set aside under another name, never used and never deleted.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
     net::SocketAddr,
@@ -34,6 +34,9 @@ pub struct Stored {
     /// The latest rollout of each service that had one.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub rollouts: BTreeMap<Name, Record>,
+    /// Backends that are drained: pool → backends.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub drained: BTreeMap<String, BTreeSet<SocketAddr>>,
     /// Last known health: pool → backend → state. Good only within the same boot.
     pub health: BTreeMap<String, BTreeMap<SocketAddr, HealthState>>,
     /// The boot that `health` is from.

@@ -33,6 +33,7 @@ fn sample() -> Stored {
             "green".into(),
             BTreeMap::from([("127.0.0.1:80".parse().expect("address"), HealthState::Up)]),
         )]),
+        drained: [("green".into(), ["127.0.0.1:80".parse().expect("address")].into())].into(),
         boot_id: "a-boot".into(),
     }
 }

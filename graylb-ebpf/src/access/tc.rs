@@ -149,8 +149,19 @@ impl Frame for TcFrame {
         let family = if change.ipv6 { CSUM_IPV6_FLAG.load() } else { 0 };
         // The addresses are in the pseudo-header, which an unfinished checksum holds already; the ports
         // are not, so one call cannot do both.
-        self.replace_checksum(offset, change.addresses, u64::from(BPF_F_PSEUDO_HDR) | zero | family)
-            && self.replace_checksum(offset, change.ports, zero)
+        if !self.replace_checksum(
+            offset,
+            change.addresses,
+            u64::from(BPF_F_PSEUDO_HDR) | zero | family,
+        ) {
+            return false;
+        }
+        if change.ipv6 && family == 0 {
+            // Without the flag the kernel takes the difference off the sum over the whole packet, as is right
+            // for IPv4 (inet_proto_csum_replace_by_diff, net/core/utils.c); here header and checksum balance.
+            self.note_change(change.addresses);
+        }
+        self.replace_checksum(offset, change.ports, zero)
     }
 
     #[inline(always)]

@@ -25,6 +25,8 @@ pub(crate) enum Purpose {
     Demo,
     /// Run the tests and checks.
     Test,
+    /// Try other kernels.
+    Vm,
 }
 
 /// A program that is needed, and the package that Debian has it in.
@@ -35,7 +37,7 @@ struct Tool {
     why: &'static str,
 }
 
-const TOOLS: [Tool; 12] = [
+const TOOLS: [Tool; 17] = [
     Tool { program: "cc", package: "gcc libc6-dev", purpose: Purpose::Build, why: "to link" },
     Tool { program: "curl", package: "curl", purpose: Purpose::Demo, why: "to ask and to switch" },
     Tool {
@@ -72,6 +74,16 @@ const TOOLS: [Tool; 12] = [
         purpose: Purpose::Test,
         why: "to kill the agent at each step",
     },
+    Tool {
+        program: "qemu-system-x86_64",
+        package: "qemu-system-x86",
+        purpose: Purpose::Vm,
+        why: "to boot other kernels",
+    },
+    Tool { program: "busybox", package: "busybox-static", purpose: Purpose::Vm, why: "for them" },
+    Tool { program: "cpio", package: "cpio", purpose: Purpose::Vm, why: "to pack their files" },
+    Tool { program: "xz", package: "xz-utils", purpose: Purpose::Vm, why: "to unpack modules" },
+    Tool { program: "strip", package: "binutils", purpose: Purpose::Vm, why: "for small files" },
     Tool { program: "xargs", package: "findutils", purpose: Purpose::Test, why: "for janitors" },
 ];
 
@@ -98,7 +110,7 @@ pub(crate) fn run(purpose: Purpose) -> anyhow::Result<()> {
     }
     let bpf = toolchain::choose(&mut apt)?;
     println!("setup: eBPF: {}", bpf.reason);
-    if purpose == Purpose::Test {
+    if purpose >= Purpose::Test {
         components()?;
         clippy_for_bpf(bpf.kind, &mut apt)?;
     }

@@ -16,6 +16,7 @@ fn backend(address: &str, active: u64) -> BackendReport {
         state: HealthState::Up,
         reason: String::new(),
         takes_flows: true,
+        drained: false,
         opened: 10,
         established: 9,
         refused: 1,

@@ -34,7 +34,7 @@ fn name(text: &str) -> Name {
 
 fn fresh() -> State {
     let (config, _) = Config::parse(CONFIG, "f").expect("config");
-    State::new(config.spec, BTreeMap::new(), &BTreeMap::new())
+    State::new(config.spec, BTreeMap::new(), Drained::default(), &BTreeMap::new())
 }
 
 fn answer_all(state: &mut State, answer: &Answer) {
@@ -74,7 +74,7 @@ fn when_all_are_down_the_last_good_set_stays() {
 #[test]
 fn a_restart_resumes_what_was_known() {
     let known = healthy().known_health();
-    let state = State::new(fresh().spec().clone(), BTreeMap::new(), &known);
+    let state = State::new(fresh().spec().clone(), BTreeMap::new(), Drained::default(), &known);
     assert_eq!(compile(&state, &Image::new()).len(), 2);
 }
 
@@ -98,7 +98,7 @@ fn choices_are_pools_or_addresses() {
 fn addresses_are_balanced_as_the_default_pool_is() {
     let text = CONFIG.replace("[pools.blue]", "[pools.blue]\nbalance = \"sticky\"");
     let (config, _) = Config::parse(&text, "f").expect("config");
-    let state = State::new(config.spec, BTreeMap::new(), &BTreeMap::new());
+    let state = State::new(config.spec, BTreeMap::new(), Drained::default(), &BTreeMap::new());
     let balance = |asked: &str| state.choice(&name("shop"), asked).map(|(_, pool)| pool.balance);
     assert_eq!(balance("green"), Ok(Balance::RoundRobin));
     assert!(matches!(balance("127.0.0.1:83,127.0.0.1:84"), Ok(Balance::Sticky { .. })));
