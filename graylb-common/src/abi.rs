@@ -24,7 +24,7 @@ const fn assert_size<T>(bytes: usize) {
 const _: () = {
     assert_size::<ServiceKey<[u8; 4]>>(8);
     assert_size::<ServiceKey<[u8; 16]>>(20);
-    assert_size::<Service>(32);
+    assert_size::<Service>(40);
     assert_size::<Route>(20);
     assert_size::<RuleKey<[u8; 4]>>(8);
     assert_size::<RuleKey<[u8; 16]>>(20);

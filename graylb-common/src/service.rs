@@ -27,6 +27,8 @@ pub struct ServiceKey<A> {
 pub struct Service {
     /// Number of this routing decision data; each replacement has a higher one.
     pub generation: u64,
+    /// When the canary's share ends unless the agent has renewed it: the kernel's monotonic clock, in ns; 0: never.
+    pub lease_ns: u64,
     /// The agent's number for this service, stable while its endpoint exists.
     pub id: u32,
     /// Mixed into the hashes that choose slots, so that services differ: the agent's hash of the endpoint.

@@ -1,7 +1,8 @@
 //! Service and client → route: which of the service's pools a new flow goes to.
 //!
 //! A client rule decides, the longest one; else the client's bucket, which is the canary's below the share. So
-//! a share that grows only adds clients, one that shrinks takes the newest away, and every graylb agrees.
+//! a share that grows only adds clients, one that shrinks takes the newest away, and every graylb agrees. A share on
+//! a lease that has run out is none.
 
 use graylb_common::{
     hash,
@@ -9,6 +10,7 @@ use graylb_common::{
 };
 
 use crate::{
+    access::now_ns,
     family::{Family, KeyOf},
     maps,
 };
@@ -31,5 +33,11 @@ fn place<Fam: Family>(key: &KeyOf<Fam>, service: &Service) -> u32 {
     }
     let port = if service.split_by == SPLIT_FLOW { Some(key.source_port) } else { None };
     let bucket = hash::bucket(service.split_salt, &key.source, service.split_prefix, port);
-    if bucket < u32::from(service.share) { ROUTE_CANARY } else { ROUTE_STABLE }
+    if bucket < u32::from(service.share) && !lapsed(service) { ROUTE_CANARY } else { ROUTE_STABLE }
+}
+
+/// Whether the agent has not renewed the share in time: it is dead, or hangs, and watches no rollout.
+#[inline(always)]
+fn lapsed(service: &Service) -> bool {
+    service.lease_ns != 0 && now_ns() > service.lease_ns
 }

@@ -328,6 +328,24 @@ impl Agent<'_> {
         assert!(status.success(), "{status}\n{}", self.installation.log());
     }
 
+    /// Stops it where it is (SIGSTOP), as if it hung.
+    ///
+    /// # Panics
+    ///
+    /// It is gone.
+    pub fn freeze(&self) {
+        kill_process(self.pid(), Signal::STOP).expect("freeze graylb");
+    }
+
+    /// Lets it go on (SIGCONT).
+    ///
+    /// # Panics
+    ///
+    /// It is gone.
+    pub fn thaw(&self) {
+        kill_process(self.pid(), Signal::CONT).expect("thaw graylb");
+    }
+
     /// Asks it to read its config again (SIGHUP).
     ///
     /// # Panics

@@ -61,6 +61,7 @@ pub(super) const fn classify(error: &CommandError) -> (StatusCode, &'static str)
         CommandError::Refused(SwitchError::UnknownRevision { .. }) => {
             (StatusCode::NOT_FOUND, "unknown_revision")
         }
+        CommandError::Refused(SwitchError::Rollout(_)) => (StatusCode::CONFLICT, "rollout"),
         CommandError::Refused(SwitchError::UnknownBackend { .. }) => {
             (StatusCode::NOT_FOUND, "unknown_backend")
         }

@@ -7,6 +7,7 @@ mod drain;
 mod error;
 mod guard;
 mod metrics;
+mod rollout;
 mod server;
 mod split;
 mod v1;
@@ -23,6 +24,7 @@ use axum::{
 pub use self::{
     drain::DrainBody,
     error::{ErrorBody, ErrorDetail},
+    rollout::RolloutBody,
     server::serve,
     split::{CanaryBody, RulesBody, SwitchBody, UndoBody},
 };
@@ -63,6 +65,8 @@ pub fn router(context: Context) -> Router {
             get(split::rules).put(split::set_rules).layer(DefaultBodyLimit::max(MAX_RULES_BODY)),
         )
         .route("/v1/services/{name}/undo", post(split::undo))
+        .route("/v1/services/{name}/rollout", get(rollout::status).post(rollout::start))
+        .route("/v1/services/{name}/rollout/{command}", post(rollout::command))
         .route("/v1/pools/{name}/drain", get(drain::progress).post(drain::drain))
         .route("/v1/pools/{name}/undrain", post(drain::undrain))
         .route("/v1/status", get(v1::status))

@@ -78,6 +78,13 @@ pub(super) fn etag(revision: u64) -> String {
 /// The revision that a request is about, from its `If-Match`.
 pub(super) struct Expected(Option<u64>);
 
+impl Expected {
+    /// The revision, if one is expected.
+    pub(super) const fn revision(&self) -> Option<u64> {
+        self.0
+    }
+}
+
 impl<S: Sync> FromRequestParts<S> for Expected {
     type Rejection = ApiError;
 
@@ -139,7 +146,7 @@ impl Request {
 
 type Body<T> = Result<Json<T>, JsonRejection>;
 
-fn read<T>(body: Body<T>) -> Result<T, ApiError> {
+pub(super) fn read<T>(body: Body<T>) -> Result<T, ApiError> {
     let Json(body) =
         body.map_err(|error| ApiError::new(error.status(), "invalid_body", error.body_text()))?;
     Ok(body)

@@ -69,6 +69,6 @@ pub(super) async fn method_not_allowed() -> ApiError {
     ApiError::new(
         StatusCode::METHOD_NOT_ALLOWED,
         "method_not_allowed",
-        "this path does not take this method: switch, undo, drain, undrain and reload are POST, canary is PUT and DELETE, rules GET and PUT, the others GET",
+        "this path does not take this method: switch, undo, drain, undrain, reload and what a rollout is told are POST, canary is PUT and DELETE, rules GET and PUT, the others GET",
     )
 }

@@ -174,6 +174,21 @@ impl DataPlane {
         self.tables.apply(change)
     }
 
+    /// When a service's canary loses its share by itself, by [`kernel_clock_ns`]; 0: never.
+    #[must_use]
+    pub fn lease(&self, endpoint: &Endpoint) -> u64 {
+        self.tables.lease(endpoint)
+    }
+
+    /// Sets that, now and for the generations that follow; they do not count as another one.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses the write.
+    pub fn set_lease(&mut self, endpoint: Endpoint, lease_ns: u64) -> Result<(), ApplyError> {
+        self.tables.set_lease(endpoint, lease_ns)
+    }
+
     /// A UDP flow without a packet for this long chooses its backend anew from now on.
     ///
     /// # Errors

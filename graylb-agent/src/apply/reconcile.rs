@@ -59,6 +59,9 @@ impl Tables {
         self.routes.reconcile(&rows.collect::<Vec<_>>());
         let sets = self.placed.values().map(|placed| placed.entry.rules).filter(|set| *set != 0);
         self.rules.reconcile(std::mem::take(&mut rules), &sets.collect())?;
+        let leases =
+            self.placed.iter().map(|(endpoint, placed)| (*endpoint, placed.entry.lease_ns));
+        self.leases = leases.filter(|(_, lease)| *lease != 0).collect();
         self.v4_services = self.placed.keys().filter(|e| e.address.is_ipv4()).count() as u32;
         let ids = self.placed.values().map(|placed| placed.entry.id).collect();
         self.service_ids = Numbers::new(self.services_limit * maps::IDS_PER_SERVICE, &ids);

@@ -52,6 +52,8 @@ pub(super) struct Tables {
     pub(super) settings: Array<MapData, Settings>,
     pub(super) image: Image,
     pub(super) placed: BTreeMap<Endpoint, Placed>,
+    /// [`Service::lease_ns`] of services that have one.
+    pub(super) leases: BTreeMap<Endpoint, u64>,
     pub(super) service_ids: Numbers,
     pub(super) sources: SourceTable,
     /// Services per family that fit.
@@ -96,6 +98,7 @@ impl Tables {
             settings: take(ebpf, maps::SETTINGS)?,
             image: Image::new(),
             placed: BTreeMap::new(),
+            leases: BTreeMap::new(),
             service_ids: Numbers::new(services_limit * maps::IDS_PER_SERVICE, &BTreeSet::new()),
             sources: SourceTable::take(ebpf)?,
             services_limit,
@@ -109,6 +112,31 @@ impl Tables {
 
     pub(super) fn generation(&self, endpoint: &Endpoint) -> Option<u64> {
         self.placed.get(endpoint).map(|placed| placed.entry.generation)
+    }
+
+    /// The end of the lease on a service's canary, by the kernel's clock; 0: there is none.
+    pub(super) fn lease(&self, endpoint: &Endpoint) -> u64 {
+        self.leases.get(endpoint).copied().unwrap_or(0)
+    }
+
+    /// Sets it, for the generation in force and those that follow.
+    pub(super) fn set_lease(
+        &mut self,
+        endpoint: Endpoint,
+        lease_ns: u64,
+    ) -> Result<(), ApplyError> {
+        if let Some(placed) = self.placed.get_mut(&endpoint)
+            && placed.entry.lease_ns != lease_ns
+        {
+            let entry = Service { lease_ns, ..placed.entry };
+            self.services.write(&endpoint, entry)?;
+            placed.entry = entry;
+        }
+        match lease_ns {
+            0 => self.leases.remove(&endpoint),
+            lease_ns => self.leases.insert(endpoint, lease_ns),
+        };
+        Ok(())
     }
 
     /// Puts one change in force.
@@ -215,6 +243,7 @@ impl Tables {
         };
         let entry = Service {
             generation: old.map_or(0, |old| old.entry.generation) + 1,
+            lease_ns: self.leases.get(&endpoint).copied().unwrap_or(0),
             id,
             salt: image.salt,
             split_salt: image.split.salt,
@@ -263,6 +292,7 @@ impl Tables {
 
     fn remove(&mut self, endpoint: &Endpoint) -> Result<(), ApplyError> {
         self.services.remove(endpoint)?;
+        self.leases.remove(endpoint);
         if let Some(placed) = self.placed.remove(endpoint) {
             let clients = self.image.remove(endpoint).map(|image| image.rules).unwrap_or_default();
             self.free(&placed, None, clients.into_keys());

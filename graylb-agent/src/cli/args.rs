@@ -17,6 +17,7 @@ Examples:
   graylb share shop green 5%                      send a twentieth of shop's clients to green
   graylb rules add shop 192.0.2.0/24 green        send our testers there, whatever the share
   graylb undo shop                                take that back
+  graylb rollout start shop --to green --hold 5m  from 1% to all in steps, and back if it is worse
   graylb drain green 10.0.0.7:80 --wait 5m        no new connections there; wait for the others to end
   curl 'http://127.0.0.1:7878/_switch_upstream?upstream=green' -H 'Host: shop.example'
 
@@ -102,6 +103,14 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: RulesCommand,
     },
+    /// Send a growing share of a service's clients to another pool, and judge it on the way
+    ///
+    /// From step to step, as long as the canary is no worse than the stable pool; back by itself when it is, and
+    /// also when the agent dies.
+    Rollout {
+        #[command(subcommand)]
+        command: RolloutCommand,
+    },
     /// Take the latest change of a service back, or all since a revision; that can be undone, too
     Undo {
         #[command(flatten)]
@@ -151,6 +160,76 @@ pub(super) enum Command {
         #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/graylb")]
         pin_dir: PathBuf,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum RolloutCommand {
+    /// Start a rollout with its first step
+    Start {
+        #[command(flatten)]
+        client: ClientArguments,
+        /// The service's name
+        service: String,
+        #[command(flatten)]
+        plan: PlanArguments,
+        /// Only if the service is still at this revision, which `graylb status` shows
+        #[arg(long, value_name = "REVISION")]
+        if_revision: Option<u64>,
+    },
+    /// Show how it is, what the gates say, and what happened
+    Status {
+        #[command(flatten)]
+        target: RolloutTarget,
+        /// As JSON, as the API says it
+        #[arg(long)]
+        json: bool,
+    },
+    /// Stay at the step; breaches are looked for as before
+    Pause(RolloutTarget),
+    /// Go on with the step, with its full time anew
+    Resume(RolloutTarget),
+    /// Make the canary the stable pool now, whatever the gates say
+    Promote(RolloutTarget),
+    /// Go back to the stable pool
+    Abort(RolloutTarget),
+}
+
+#[derive(Args, Clone, Debug)]
+pub(super) struct RolloutTarget {
+    #[command(flatten)]
+    pub(super) client: ClientArguments,
+    /// The service's name
+    pub(super) service: String,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(super) struct PlanArguments {
+    /// The pool's name, or addresses separated by commas
+    #[arg(long, value_name = "POOL")]
+    pub(super) to: String,
+    /// The canary's shares, growing, up to 100%
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "SHARES",
+        default_value = "1%,5%,25%,50%,100%"
+    )]
+    pub(super) steps: Vec<Share>,
+    /// How long each is held at least, as in 90s or 2m
+    #[arg(long, value_name = "TIME", default_value = "2m")]
+    pub(super) hold: String,
+    /// How much longer for want of samples, before it pauses; 10 times the hold, and 10m at least, unless given
+    #[arg(long, value_name = "TIME")]
+    pub(super) patience: Option<String>,
+    /// How long the kernel keeps the share when the agent is gone
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    pub(super) lease: String,
+    /// A gate's limit, as in failures=2%, or failures=off; may be given several times
+    #[arg(long = "gate", value_name = "GATE=LIMIT")]
+    pub(super) gates: Vec<String>,
+    /// Samples of each pool that a gate needs to pass [default: 200]
+    #[arg(long, value_name = "COUNT")]
+    pub(super) min_samples: Option<u64>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -4,6 +4,7 @@ mod args;
 mod check;
 mod drain;
 mod drops;
+mod rollout;
 mod run;
 mod split;
 mod status;
@@ -66,6 +67,7 @@ pub fn main() -> ExitCode {
             split::share(&client, change, pool.zip(share))
         }
         Command::Rules { command } => split::rules(command),
+        Command::Rollout { command } => rollout::rollout(command),
         Command::Undo { client, change, revision } => split::undo(&client, change, revision),
         Command::Drain { client, pool, backends, force, wait, until } => {
             let patience = wait.map(|wait| drain::Patience { wait, until });

@@ -22,6 +22,7 @@ use std::{
 
 use toml::de::DeTable;
 
+pub use self::read::parse_duration;
 pub use self::{
     diagnostic::{ConfigErrors, Diagnostic},
     memory::{MapSize, map_sizes},

@@ -20,7 +20,7 @@ use crate::{
 };
 
 impl Daemon {
-    fn find(&self, service: &ServiceRef) -> Result<Name, SwitchError> {
+    pub(super) fn find(&self, service: &ServiceRef) -> Result<Name, SwitchError> {
         match service {
             ServiceRef::Named(name) => self.state.service(name).cloned(),
             ServiceRef::Host { host, may_be_only } => {

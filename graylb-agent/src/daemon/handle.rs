@@ -8,7 +8,10 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{DrainReport, DrainRequest, Readiness, StatusReport};
+use super::{
+    DrainReport, DrainRequest, Readiness, StatusReport,
+    rollout::{Order, PlanAsked, RolloutReport},
+};
 use crate::{
     model::{
         changes::SplitChange,
@@ -161,6 +164,32 @@ pub enum Command {
         /// Where the answer goes.
         reply: oneshot::Sender<Reply<Changed>>,
     },
+    /// Start a rollout.
+    StartRollout {
+        /// Its first share, checked.
+        prepared: Prepared,
+        /// What backends answered.
+        answers: Vec<(Target, Answer)>,
+        /// What it is to do.
+        plan: PlanAsked,
+        /// The revision that it is a change of.
+        expected: Option<u64>,
+        /// Who asks.
+        by: String,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Reply<RolloutReport>>,
+    },
+    /// Do something with a rollout.
+    Rollout {
+        /// Of which service.
+        service: ServiceRef,
+        /// What.
+        order: Order,
+        /// Who asks.
+        by: String,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Reply<RolloutReport>>,
+    },
     /// Drain backends, or let them take new flows again.
     Drain {
         /// Which.
@@ -235,8 +264,19 @@ impl Handle {
         request: ChangeRequest,
     ) -> Result<(Changed, Option<SocketAddr>), CommandError> {
         let ChangeRequest { service, asked, force, expected, by } = request;
-        let prepared = self.ask(|reply| Command::Prepare { service, asked, reply }).await??;
+        let (prepared, answers) = self.prepare(service, asked).await?;
         let endpoint = prepared.endpoint;
+        let change = |reply| Command::Change { prepared, answers, force, expected, by, reply };
+        Ok((self.ask(change).await??, endpoint))
+    }
+
+    /// Has a change checked, and the backends asked that it leads flows to.
+    async fn prepare(
+        &self,
+        service: ServiceRef,
+        asked: Asked,
+    ) -> Result<(Prepared, Vec<(Target, Answer)>), CommandError> {
+        let prepared = self.ask(|reply| Command::Prepare { service, asked, reply }).await??;
         let mut asking = JoinSet::new();
         for (target, probe) in prepared.to_ask.clone() {
             asking.spawn(async move {
@@ -245,8 +285,40 @@ impl Handle {
             });
         }
         let answers = asking.join_all().await;
-        let change = |reply| Command::Change { prepared, answers, force, expected, by, reply };
-        Ok((self.ask(change).await??, endpoint))
+        Ok((prepared, answers))
+    }
+
+    /// Starts a rollout with its first step.
+    ///
+    /// # Errors
+    ///
+    /// See [`CommandError`].
+    pub async fn start_rollout(
+        &self,
+        service: ServiceRef,
+        plan: PlanAsked,
+        expected: Option<u64>,
+        by: String,
+    ) -> Result<RolloutReport, CommandError> {
+        let share = plan.steps.first().copied().unwrap_or(Share::NONE);
+        let asked = Asked::Canary { pool: plan.to.clone(), share };
+        let (prepared, answers) = self.prepare(service, asked).await?;
+        self.ask(|reply| Command::StartRollout { prepared, answers, plan, expected, by, reply })
+            .await?
+    }
+
+    /// Has something done with a rollout, and says how it is.
+    ///
+    /// # Errors
+    ///
+    /// See [`CommandError`].
+    pub async fn rollout(
+        &self,
+        service: ServiceRef,
+        order: Order,
+        by: String,
+    ) -> Result<RolloutReport, CommandError> {
+        self.ask(|reply| Command::Rollout { service, order, by, reply }).await?
     }
 
     /// Drains backends, or lets them take new flows again.

@@ -11,6 +11,7 @@ mod interfaces;
 mod kernel_log;
 mod local;
 mod report;
+mod rollout;
 mod start;
 mod status;
 
@@ -29,9 +30,10 @@ pub use self::{
         BackendReport, CanaryReport, FormerPool, PoolReport, Readiness, ServiceReport,
         StatusReport, SweepReport,
     },
+    rollout::{Order, PlanAsked, RolloutReport},
     start::{StartError, Started, start},
 };
-use self::{handle::Command, interfaces::Interfaces, local::LocalClients};
+use self::{handle::Command, interfaces::Interfaces, local::LocalClients, rollout::Rollouts};
 use crate::{
     apply::{DataPlane, Effort, FlowWatch},
     compile::{Change, compile, compile_service, diff},
@@ -61,6 +63,7 @@ pub struct Daemon {
     flows: FlowWatch,
     interfaces: Interfaces,
     local: LocalClients,
+    rollouts: Rollouts,
     /// When to try the state file again.
     save_again: Option<Instant>,
     started: Instant,
@@ -83,6 +86,7 @@ impl Daemon {
         loop {
             let idle = Instant::now() + IDLE;
             let save_at = self.save_again.unwrap_or(idle);
+            let look_at = self.rollouts.next_look().unwrap_or(idle);
             let attach_at = self.interfaces.again.unwrap_or(idle);
             // Attaching takes milliseconds; who waits for an answer goes first.
             let nobody_waits = commands.is_empty();
@@ -95,6 +99,7 @@ impl Daemon {
                 Some(observation) = observations.recv() => self.observe(&observation),
                 Some(seen) = network.recv() => self.see(seen),
                 () = time::sleep_until(save_at) => self.save_or_retry(),
+                () = time::sleep_until(look_at) => self.look(),
                 () = time::sleep_until(attach_at), if nobody_waits => self.attach_again(),
             }
         }
@@ -109,7 +114,17 @@ impl Daemon {
                 let _gone = reply.send(self.prepare(&service, asked));
             }
             Command::Change { prepared, answers, force, expected, by, reply } => {
-                let _gone = reply.send(self.change(&prepared, &answers, force, expected, &by));
+                let free = self.may_change(&prepared);
+                let done =
+                    free.and_then(|()| self.change(&prepared, &answers, force, expected, &by));
+                let _gone = reply.send(done);
+            }
+            Command::StartRollout { prepared, answers, plan, expected, by, reply } => {
+                let started = self.start_rollout(&prepared, &answers, plan, expected, &by);
+                let _gone = reply.send(started);
+            }
+            Command::Rollout { service, order, by, reply } => {
+                let _gone = reply.send(self.order(&service, order, &by));
             }
             Command::Drain { request, reply } => {
                 let _gone = reply.send(self.drain(&request));
@@ -232,6 +247,7 @@ impl Daemon {
     fn save(&mut self) -> Result<(), crate::store::StoreError> {
         self.store.save(&Stored {
             changes: self.state.changes().clone(),
+            rollouts: self.rollouts.records.clone(),
             drained: self.state.drained().kept().clone(),
             health: self.state.known_health(),
             boot_id: boot_id(),

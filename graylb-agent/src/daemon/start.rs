@@ -18,6 +18,7 @@ use super::{
     interfaces::Interfaces,
     kernel_log,
     local::LocalClients,
+    rollout::Rollouts,
 };
 use crate::{
     apply::{ApplyError, DataPlane, Effort, FlowWatch, Options},
@@ -105,6 +106,7 @@ pub fn start(config: Config, config_path: PathBuf) -> Result<Started, StartError
         probes: Probes::new(observations_in),
         interfaces: Interfaces::new(watcher.devices()),
         local: LocalClients::default(),
+        rollouts: Rollouts::new(stored.rollouts),
         save_again: None,
         started: Instant::now(),
         hosts: hosts_in,
@@ -126,6 +128,7 @@ impl Daemon {
             self.plane.abandon();
             return Err(StartError::Attach(std::mem::take(failed)));
         }
+        self.give_up_leases();
         self.attach_socket_hook(&config.socket_hook);
         if let Some(failed) = self.local.failed.take() {
             self.plane.abandon();

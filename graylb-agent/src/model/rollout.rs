@@ -6,12 +6,16 @@
 //! open from each step.
 
 mod plan;
+mod record;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::plan::{MAX_STEPS, Plan};
+pub use self::{
+    plan::{LEASE_MS, MAX_STEPS, Plan},
+    record::{Event, Record},
+};
 use super::{
     judge::{Finding, Ruling, Window, counts::Counts, judge},
     split::Share,
@@ -281,6 +285,14 @@ impl Rollout {
                 };
             }
         }
+    }
+
+    /// The lease ran out, and all clients have been at the stable pool for a while: the step begins anew.
+    pub fn lapsed(&mut self, totals: &Window) {
+        if let Phase::Holding { step, .. } = self.phase {
+            self.phase = Phase::Holding { step, held_ms: 0 };
+        }
+        self.since = *totals;
     }
 
     /// Stays at its step until it is resumed.

@@ -49,6 +49,9 @@ pub enum SwitchError {
         /// The one in force.
         now: u64,
     },
+    /// A rollout of the service decides about that, or there is none to command.
+    #[error("{0}")]
+    Rollout(String),
     /// There is nothing to go back to.
     #[error("{service} has no revision {asked} to go back to; known are: {known}")]
     UnknownRevision {

@@ -16,7 +16,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    model::{changes::Changes, health::HealthState, spec::Name},
+    model::{changes::Changes, health::HealthState, rollout::Record, spec::Name},
     trust,
 };
 
@@ -27,10 +27,13 @@ const MAGIC: &str = "graylb-state";
 const MAX_LEN: u64 = 64 << 20;
 
 /// What is kept.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Stored {
     /// What was changed at run time, by service.
     pub changes: BTreeMap<Name, Changes>,
+    /// The latest rollout of each service that had one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rollouts: BTreeMap<Name, Record>,
     /// Backends that are drained: pool → backends.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub drained: BTreeMap<String, BTreeSet<SocketAddr>>,

@@ -27,6 +27,7 @@ fn changes() -> Changes {
 
 fn sample() -> Stored {
     Stored {
+        rollouts: BTreeMap::new(),
         changes: BTreeMap::from([(Name::new("shop").expect("name"), changes())]),
         health: BTreeMap::from([(
             "green".into(),

@@ -56,6 +56,12 @@ impl Gate {
         }
     }
 
+    /// Whether the kernel counts what it is about; the others are off, and cannot be turned on.
+    #[must_use]
+    pub const fn is_counted(self) -> bool {
+        matches!(self, Self::Failures)
+    }
+
     /// Whether a step waits until there are samples for it. The others come late, or never while connections
     /// stay open: they are heard when they fail.
     #[must_use]
@@ -130,6 +136,9 @@ impl FromStr for GateSetting {
             let known = Gate::ALL.map(Gate::name).join(", ");
             SpecError(format!("{text:?}: there is no gate {name:?}; there are {known}"))
         })?;
+        if !gate.is_counted() && value != "off" {
+            return Err(SpecError(format!("{text:?}: the kernel does not count that yet")));
+        }
         if value == "off" {
             return Ok(Self { gate, limit: None });
         }
@@ -173,7 +182,11 @@ pub struct Gates {
 impl Default for Gates {
     fn default() -> Self {
         Self {
-            limits: Gate::ALL.into_iter().map(|gate| (gate, gate.limit())).collect(),
+            limits: Gate::ALL
+                .into_iter()
+                .filter(|gate| gate.is_counted())
+                .map(|gate| (gate, gate.limit()))
+                .collect(),
             min_samples: 200,
             min_failures: 5,
             false_alarms: 0.01,
@@ -183,6 +196,15 @@ impl Default for Gates {
 }
 
 impl Gates {
+    /// All gates, with their usual limits.
+    #[must_use]
+    pub fn all() -> Self {
+        Self {
+            limits: Gate::ALL.into_iter().map(|gate| (gate, gate.limit())).collect(),
+            ..Self::default()
+        }
+    }
+
     /// With one set otherwise.
     #[must_use]
     pub fn with(mut self, setting: GateSetting) -> Self {

@@ -12,7 +12,7 @@ fn well(opened: u64) -> Counts {
 }
 
 fn ruling(window: &Window, gate: Gate) -> Ruling {
-    let findings = judge(window, &Gates::default(), 5);
+    let findings = judge(window, &Gates::all(), 5);
     findings.iter().find(|finding| finding.gate == gate).expect("the gate is on").ruling
 }
 
@@ -36,7 +36,7 @@ fn each_gate_hears_its_own_fault() {
         ("late", late, vec![Gate::HandshakeP50, Gate::HandshakeP90, Gate::HandshakeP99]),
         ("late tail", tail, vec![Gate::HandshakeP99]),
     ] {
-        let findings = judge(&Window { canary, stable }, &Gates::default(), 5);
+        let findings = judge(&Window { canary, stable }, &Gates::all(), 5);
         let found: Vec<Gate> =
             findings.iter().filter(|f| f.ruling == Ruling::Fail).map(|f| f.gate).collect();
         assert_eq!(found, failing, "{what}: {findings:#?}");
@@ -65,7 +65,7 @@ fn few_samples_are_inconclusive_and_few_failures_no_breach() {
 fn as_bad_as_the_stable_pool_is_no_breach() {
     let bad = |opened| Counts { refused: opened / 10, reset_early: opened / 5, ..well(opened) };
     let window = Window { canary: bad(5000), stable: bad(50_000) };
-    let findings = judge(&window, &Gates::default(), 5);
+    let findings = judge(&window, &Gates::all(), 5);
     assert!(findings.iter().all(|finding| finding.ruling == Ruling::Pass), "{findings:#?}");
 }
 
@@ -82,15 +82,14 @@ fn what_is_fast_is_not_slow() {
 
 #[test]
 fn settings_are_read() {
-    for text in ["failures=2%", "handshake_p99=8x", "expired=off"] {
+    for text in ["failures=2%", "handshake_p99=off", "expired=off"] {
         assert!(text.parse::<GateSetting>().is_ok(), "{text}");
     }
     for (text, why) in [
         ("speed=2x", "there is no gate \"speed\"; there are failures, early_resets"),
         ("failures", "as in failures=1%"),
         ("failures=2x", "as in failures=1%"),
-        ("handshake_p50=3x", "as in handshake_p50=2x"),
-        ("handshake_p50=1x", "as in handshake_p50=2x"),
+        ("handshake_p50=2x", "does not count that yet"),
     ] {
         let error = text.parse::<GateSetting>().expect_err(text).to_string();
         assert!(error.contains(why), "{error}");
@@ -125,7 +124,7 @@ proptest! {
     /// Whatever the kernel counts: nothing panics, the same pools never fail, and no pass without samples.
     #[test]
     fn any_counts_are_judged(canary in counts(), stable in counts()) {
-        for finding in judge(&Window { canary, stable }, &Gates::default(), 5) {
+        for finding in judge(&Window { canary, stable }, &Gates::all(), 5) {
             prop_assert!(finding.evidence.is_finite(), "{finding:?}");
             let samples = |counts: &Counts| match finding.gate.quantile() {
                 _ if finding.gate.part(counts).of() > 0 => finding.gate.part(counts).of(),
@@ -135,7 +134,7 @@ proptest! {
                 prop_assert!(samples(&canary) >= 200 && samples(&stable) >= 200, "{finding:?}");
             }
         }
-        for finding in judge(&Window { canary, stable: canary }, &Gates::default(), 5) {
+        for finding in judge(&Window { canary, stable: canary }, &Gates::all(), 5) {
             prop_assert!(finding.ruling != Ruling::Fail, "{finding:?}");
         }
     }

@@ -22,7 +22,12 @@ pub struct Plan {
     pub gates: Gates,
     /// Part of the stable pool's weight that must be up to take everybody back at once, in percent.
     pub enough_percent: u8,
+    /// How long the kernel keeps the canary's share without hearing of the agent, in ms.
+    pub lease_ms: u64,
 }
+
+/// [`Plan::lease_ms`] unless told otherwise.
+pub const LEASE_MS: u64 = 10_000;
 
 impl Plan {
     /// A plan with the usual patience and gates.
@@ -44,6 +49,14 @@ impl Plan {
             return wrong("the last one must be 100%");
         }
         let patience_ms = hold_ms.saturating_mul(10).max(600_000);
-        Ok(Self { to, steps, hold_ms, patience_ms, gates: Gates::default(), enough_percent: 50 })
+        Ok(Self {
+            to,
+            steps,
+            hold_ms,
+            patience_ms,
+            gates: Gates::default(),
+            enough_percent: 50,
+            lease_ms: LEASE_MS,
+        })
     }
 }

@@ -3,7 +3,11 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{choice::PoolChoice, judge::counts::BUCKETS, spec::Name};
+use crate::model::{
+    choice::PoolChoice,
+    judge::{Gates, counts::BUCKETS},
+    spec::Name,
+};
 
 const HOLD: u64 = 1000;
 const WELL: Capacity = Capacity { up: 4, all: 4 };
@@ -13,7 +17,7 @@ fn plan() -> Plan {
     let steps = ["1%", "5%", "25%", "100%"].map(|share| share.parse().expect("a share"));
     let to = PoolChoice::Pool(Name::new("green").expect("a name"));
     let plan = Plan::new(to, steps.to_vec(), HOLD).expect("a plan");
-    Plan { patience_ms: 5 * HOLD, ..plan }
+    Plan { patience_ms: 5 * HOLD, gates: Gates::all(), ..plan }
 }
 
 fn add(counts: &mut Counts, opened: u64, refused: u64) {
