@@ -23,7 +23,7 @@ use crate::{
 /// A first fragment, like a whole packet; [`None`]: it is a later one.
 #[inline(always)]
 pub fn first<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> Result<Option<Exit>, Verdict> {
-    let Piece { network, offset, .. } = Fam::piece(frame, EthHdr::LEN)?;
+    let Piece { network, id, offset } = Fam::piece(frame, EthHdr::LEN)?;
     if offset > 0 {
         return Ok(None);
     }
@@ -31,19 +31,15 @@ pub fn first<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> Result<Optio
     if packet.headers > packet.length {
         return Err(Verdict::FragmentShort);
     }
+    // Before it is known whether there is a flow: the identification then needs no stack any more.
+    remember::<Fam>(&packet, id);
     let flow = classify::classify::<D, Fam, F>(frame, &packet)?;
-    remember::<Fam, F>(frame, &packet);
     pipeline::send::<D, Fam, F>(frame, &packet, flow).map(Some)
 }
 
-/// Remembers which datagram this is the first fragment of. Reads the identification once more, which then needs no
-/// stack meanwhile.
+/// Remembers which datagram this is the first fragment of.
 #[inline(never)]
-fn remember<Fam: Family, F: Frame>(frame: &F, packet: &Packet<Fam>) -> i32 {
-    // Hidden from the compiler, which would pass the packet's bounds instead, as integers of 32 bits: the verifier
-    // lets nobody widen those.
-    let frame = core::hint::black_box(frame);
-    let Ok(Piece { id, .. }) = Fam::piece(frame, EthHdr::LEN) else { return 0 };
+fn remember<Fam: Family>(packet: &Packet<Fam>, id: u32) -> i32 {
     let protocol = if packet.tcp.is_some() { PROTOCOL_TCP } else { PROTOCOL_UDP };
     let key = FragmentKey {
         source: packet.key.source,
