@@ -34,7 +34,7 @@ const _: () = {
     assert_size::<Backend>(40);
     assert_size::<Source>(24);
     assert_size::<Active>(8);
-    assert_size::<BackendCounters>(32);
+    assert_size::<BackendCounters>(232);
     assert_size::<FlowKey<[u8; 4]>>(12);
     assert_size::<FlowKey<[u8; 16]>>(36);
     assert_size::<NextHop>(28);

@@ -80,6 +80,22 @@ pub struct BackendCounters {
     pub refused: u64,
     /// Established TCP flows that ended: a reset by either side, or a FIN from both.
     pub closed: u64,
+    /// SYNs that came again before it had answered; each flow once.
+    pub unanswered: u64,
+    /// Answered SYNs by the time that the answer took: bucket b from 2^b to below 2^(b + 1) µs, the first from 0,
+    /// the last without end. By the coarse clock, so a few ms more or less.
+    pub handshake: [u64; HANDSHAKE_BUCKETS],
+}
+
+/// Buckets of [`BackendCounters::handshake`].
+pub const HANDSHAKE_BUCKETS: usize = 24;
+
+/// The bucket of a time in nanoseconds.
+#[must_use]
+#[inline(always)]
+pub const fn handshake_bucket(ns: u64) -> usize {
+    let bucket = ((ns / 1000) | 1).ilog2() as usize;
+    if bucket < HANDSHAKE_BUCKETS { bucket } else { HANDSHAKE_BUCKETS - 1 }
 }
 
 impl BackendCounters {
@@ -89,6 +105,12 @@ impl BackendCounters {
         self.established = self.established.wrapping_add(other.established);
         self.refused = self.refused.wrapping_add(other.refused);
         self.closed = self.closed.wrapping_add(other.closed);
+        self.unanswered = self.unanswered.wrapping_add(other.unanswered);
+        let mut bucket = 0;
+        while bucket < HANDSHAKE_BUCKETS {
+            self.handshake[bucket] = self.handshake[bucket].wrapping_add(other.handshake[bucket]);
+            bucket += 1;
+        }
     }
 }
 

@@ -104,6 +104,8 @@ pub const FLOW_RESET: u32 = 1 << 3;
 pub const FLOW_CHALLENGED: u32 = 1 << 4;
 /// The end of the flow has been counted.
 pub const FLOW_CLOSED: u32 = 1 << 5;
+/// Half-open: the client has sent its SYN again, and there was no answer yet.
+pub const FLOW_UNANSWERED: u32 = 1 << 6;
 
 impl<A: Copy> Flow<A> {
     /// The entry for the other direction of the flow that this entry, stored under `key`, belongs to;

@@ -1,6 +1,6 @@
 //! Counting: verdicts, and what happens on flows to each backend.
 
-use graylb_common::verdict::Verdict;
+use graylb_common::{backend::handshake_bucket, verdict::Verdict};
 
 use crate::maps;
 
@@ -47,6 +47,23 @@ pub fn socket_steered() {
 #[inline(always)]
 pub fn established(backend: u32) {
     maps::count_backend(backend, |counters| counters.established += 1);
+}
+
+/// A SYN was answered with a SYN-ACK, after this long.
+#[inline(always)]
+pub fn answered(backend: u32, took_ns: u64) {
+    let bucket = handshake_bucket(took_ns);
+    maps::count_backend(backend, |counters| {
+        if let Some(count) = counters.handshake.get_mut(bucket) {
+            *count += 1;
+        }
+    });
+}
+
+/// A SYN came again, and had not been answered.
+#[inline(always)]
+pub fn unanswered(backend: u32) {
+    maps::count_backend(backend, |counters| counters.unanswered += 1);
 }
 
 /// A SYN was answered with a reset.

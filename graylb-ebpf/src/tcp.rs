@@ -6,7 +6,10 @@
 //! addresses never sees.
 
 use graylb_common::{
-    flow::{FLOW_CHALLENGED, FLOW_CLOSED, FLOW_FIN, FLOW_REPLY, FLOW_RESET, FLOW_SYN_ACK, Flow},
+    flow::{
+        FLOW_CHALLENGED, FLOW_CLOSED, FLOW_FIN, FLOW_REPLY, FLOW_RESET, FLOW_SYN_ACK,
+        FLOW_UNANSWERED, Flow,
+    },
     service::Service,
     verdict::Verdict,
 };
@@ -80,6 +83,10 @@ fn syn<D: Direction, Fam: Family, F: Frame>(
         && half_open.value().flow.state & FLOW_REPLY == 0
     {
         // The same SYN again: its answer may be on its way.
+        if half_open.value().flow.state & (FLOW_SYN_ACK | FLOW_UNANSWERED) == 0 {
+            half_open.flow().mark(FLOW_UNANSWERED);
+            count::unanswered(half_open.value().flow.backend);
+        }
         return Ok(half_open.flow());
     }
     let service = classify::service::<D, Fam>(packet)?;
@@ -140,6 +147,10 @@ fn syn_ack<D: Direction, Fam: Family>(packet: &Packet<Fam>, segment: Segment) ->
     if let Some(forward) = Fam::half_open().find(&client)
         && segment.acknowledgement == forward.value().client_isn.wrapping_add(1)
     {
+        if forward.value().flow.state & FLOW_SYN_ACK == 0 {
+            let took_ns = now_ns().saturating_sub(forward.value().flow.last_seen_ns);
+            count::answered(forward.value().flow.backend, took_ns);
+        }
         forward.set_server_isn(segment.sequence);
         forward.flow().mark(FLOW_SYN_ACK);
     }

@@ -1,13 +1,17 @@
 //! Mode snat, packet by packet: the backend sees an address of this host, the client the virtual endpoint,
 //! and no two flows towards a backend look alike.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{collections::BTreeSet, net::SocketAddr, thread, time::Duration};
 
 use graylb_agent::model::{
     mode::{Mode, Sources},
     spec::Protocol,
 };
-use graylb_common::{backend::BackendCounters, flow::FLOW_REPLY, verdict::Verdict};
+use graylb_common::{
+    backend::{BackendCounters, handshake_bucket},
+    flow::FLOW_REPLY,
+    verdict::Verdict,
+};
 use graylb_tests::packet::{
     builder::{ACK, FIN, PSH, Packet, RST, SYN},
     flows::Table,
@@ -95,8 +99,36 @@ fn a_connection_from_its_syn_to_its_end() {
         assert_eq!(talk.counters(lab).closed, 0);
         answer(lab, &talk, "FIN back", &reply(FIN | ACK, 0));
         carry(lab, "the last acknowledgement", &talk.segment(ACK, 0));
-        let counters = BackendCounters { opened: 1, established: 1, refused: 0, closed: 1 };
-        assert_eq!(talk.counters(lab), counters, "{}", talk.name("counters"));
+        let found = talk.counters(lab);
+        assert_eq!(found.handshake.iter().sum::<u64>(), 1, "{}", talk.name("the SYN's answer"));
+        let counters = BackendCounters {
+            opened: 1,
+            established: 1,
+            closed: 1,
+            unanswered: 1,
+            handshake: found.handshake,
+            ..BackendCounters::default()
+        };
+        assert_eq!(found, counters, "{}", talk.name("counters"));
+    });
+}
+
+#[test]
+fn a_late_answer_is_counted_as_late() {
+    const LATE: Duration = Duration::from_millis(50);
+    each(&[Protocol::Tcp], |lab, talk| {
+        put(lab, &talk, PORTS, 0);
+        let source = open(lab, &talk, PORTS, 0);
+        thread::sleep(LATE);
+        let syn_ack = Packet::tcp(talk.path.backend(0), source, SYN | ACK).numbered(S, C + 1);
+        for name in ["SYN-ACK", "SYN-ACK again"] {
+            answer(lab, &talk, name, &syn_ack);
+        }
+        // By a coarse clock, and on a busy machine.
+        let handshake = talk.counters(lab).handshake;
+        let late: u64 = handshake[handshake_bucket(40_000_000)..].iter().sum();
+        let all: u64 = handshake.iter().sum();
+        assert_eq!((late, all), (1, 1), "{}: {handshake:?}", talk.name("late"));
     });
 }
 

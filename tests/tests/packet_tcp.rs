@@ -6,7 +6,7 @@ use graylb_tests::packet::{
     builder::{ACK, CWR, ECE, FIN, PSH, RST, SYN, URG},
     case::{
         Case,
-        Count::{Closed, Established as Est, Opened, Refused},
+        Count::{Closed, Established as Est, Opened, Refused, Unanswered},
         Leaves::{Established, HalfOpen, Nothing},
         Step, backend, client, run_all,
     },
@@ -100,11 +100,12 @@ const CASES: &[Case] = &[
         pool: &[0, 1],
         steps: &[
             SYN_TO_0,
-            client(SYN).numbers(C, 0).to(0).leaves(HalfOpen(0)),
+            client(SYN).numbers(C, 0).to(0).counts(&[(0, Unanswered)]).leaves(HalfOpen(0)),
             client(SYN).numbers(C, 0).to(0).leaves(HalfOpen(0)),
             client(SYN).numbers(C + 9, 0).to(1).counts(&[(1, Opened)]).leaves(HalfOpen(1)),
-            client(SYN).numbers(C + 9, 0).to(1),
+            client(SYN).numbers(C + 9, 0).to(1).counts(&[(1, Unanswered)]),
             backend(1, SYN | ACK).numbers(S, C + 10),
+            client(SYN).numbers(C + 9, 0).to(1),
             client(ACK).numbers(C + 10, S + 1).to(1).counts(&[(1, Est)]).leaves(Established(1)),
         ],
     },

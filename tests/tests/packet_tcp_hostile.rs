@@ -5,7 +5,7 @@ use graylb_tests::packet::{
     builder::{ACK, FIN, PSH, RST, SYN},
     case::{
         Case,
-        Count::{Closed, Established as Est, Opened, Refused},
+        Count::{Closed, Established as Est, Opened, Refused, Unanswered},
         Leaves::{Both, Established, HalfOpen},
         Step, backend, client, run_all, switch,
     },
@@ -55,7 +55,7 @@ const SWITCHES: &[Case] = &[
         steps: &[
             SYN_TO_0,
             switch(&[1, 2]),
-            client(SYN).numbers(C, 0).to(0),
+            client(SYN).numbers(C, 0).to(0).counts(&[(0, Unanswered)]),
             SYN_ACK,
             HANDSHAKE_ENDS,
             DATA,

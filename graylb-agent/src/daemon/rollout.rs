@@ -357,7 +357,10 @@ impl Daemon {
                 counts.opened += counters.opened;
                 counts.established += counters.established;
                 counts.refused += counters.refused;
+                counts.unanswered += counters.unanswered;
                 counts.closed += counters.closed;
+                let buckets = counts.handshake.iter_mut().zip(counters.handshake);
+                buckets.for_each(|(count, more)| *count += more);
             }
             Ok(window)
         };

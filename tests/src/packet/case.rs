@@ -17,6 +17,8 @@ pub enum Count {
     Refused,
     /// [`graylb_common::backend::BackendCounters::closed`].
     Closed,
+    /// [`graylb_common::backend::BackendCounters::unanswered`].
+    Unanswered,
 }
 
 /// What must become of a packet.

@@ -153,13 +153,16 @@ impl Count {
             Self::Established => &mut counters.established,
             Self::Refused => &mut counters.refused,
             Self::Closed => &mut counters.closed,
+            Self::Unanswered => &mut counters.unanswered,
         }
     }
 }
 
-/// A backend that was never in force has no counters, which is as good as zeros.
+/// A backend that was never in force has no counters, which is as good as zeros. Times are not compared.
 fn without_zeros(
     counters: BTreeMap<SocketAddr, BackendCounters>,
 ) -> BTreeMap<SocketAddr, BackendCounters> {
-    counters.into_iter().filter(|(_, value)| *value != BackendCounters::default()).collect()
+    let timeless = |counters| BackendCounters { handshake: Default::default(), ..counters };
+    let counters = counters.into_iter().map(|(address, counters)| (address, timeless(counters)));
+    counters.filter(|(_, value)| *value != BackendCounters::default()).collect()
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Buckets of handshake times: bucket b holds those from 2^b to below 2^(b+1) µs; the last one all above.
-pub const BUCKETS: usize = 24;
+pub const BUCKETS: usize = graylb_common::backend::HANDSHAKE_BUCKETS;
 
 /// Handshakes by time.
 pub type Histogram = [u64; BUCKETS];

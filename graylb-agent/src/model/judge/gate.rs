@@ -59,7 +59,10 @@ impl Gate {
     /// Whether the kernel counts what it is about; the others are off, and cannot be turned on.
     #[must_use]
     pub const fn is_counted(self) -> bool {
-        matches!(self, Self::Failures)
+        matches!(
+            self,
+            Self::Failures | Self::HandshakeP50 | Self::HandshakeP90 | Self::HandshakeP99
+        )
     }
 
     /// Whether a step waits until there are samples for it. The others come late, or never while connections

@@ -82,14 +82,16 @@ fn what_is_fast_is_not_slow() {
 
 #[test]
 fn settings_are_read() {
-    for text in ["failures=2%", "handshake_p99=off", "expired=off"] {
+    for text in ["failures=2%", "handshake_p99=8x", "expired=off"] {
         assert!(text.parse::<GateSetting>().is_ok(), "{text}");
     }
     for (text, why) in [
         ("speed=2x", "there is no gate \"speed\"; there are failures, early_resets"),
         ("failures", "as in failures=1%"),
         ("failures=2x", "as in failures=1%"),
-        ("handshake_p50=2x", "does not count that yet"),
+        ("handshake_p50=3x", "as in handshake_p50=2x"),
+        ("handshake_p50=1x", "as in handshake_p50=2x"),
+        ("expired=2%", "does not count that yet"),
     ] {
         let error = text.parse::<GateSetting>().expect_err(text).to_string();
         assert!(error.contains(why), "{error}");
