@@ -8,6 +8,7 @@ use crate::access::{FibParams, empty_fib_params};
 use core::ptr::NonNull;
 
 use aya_ebpf::{
+    Global,
     bindings::BPF_ANY,
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     macros::btf_map,
@@ -37,6 +38,16 @@ const BACKEND_ENTRIES: usize = DEFAULT_BACKENDS as usize;
 const TCP: usize = DEFAULT_TCP_ENTRIES as usize;
 const HALF_OPEN: usize = DEFAULT_HALF_OPEN_ENTRIES as usize;
 const UDP: usize = DEFAULT_UDP_ENTRIES as usize;
+
+/// Whether fragments are followed; set at load, see `graylb_common::maps`.
+#[unsafe(no_mangle)]
+static FOLLOW_FRAGMENTS: Global<u32> = Global::new(1);
+
+/// Whether fragments are followed.
+#[inline(always)]
+pub fn follows_fragments() -> bool {
+    FOLLOW_FRAGMENTS.load() != 0
+}
 
 /// Virtual endpoints of one family.
 pub type ServiceMap<A> = &'static HashMap<ServiceKey<A>, Service, SERVICES>;

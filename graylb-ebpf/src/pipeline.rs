@@ -11,7 +11,7 @@ use crate::{
     emit::{self, Exit},
     family::{Family, FlowOf, V4, V6},
     fragment, icmp,
-    maps::Entry,
+    maps::{self, Entry},
     parse::{self, Packet},
     rewrite,
 };
@@ -65,10 +65,11 @@ pub fn run<D: Direction, F: Frame>(frame: &mut F) -> i32 {
 fn of_family<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> i32 {
     match tcp_or_udp::<D, Fam, F>(frame) {
         NEITHER => icmp::<D, Fam, F>(frame),
-        FRAGMENT => match first_fragment::<D, Fam, F>(frame) {
+        FRAGMENT if maps::follows_fragments() => match first_fragment::<D, Fam, F>(frame) {
             FRAGMENT => later_fragment::<D, Fam, F>(frame),
             action => action,
         },
+        FRAGMENT => leave(frame, Exit::plain::<F>(Verdict::Fragment)),
         action => action,
     }
 }

@@ -206,6 +206,7 @@ fn v1_reads() {
         "others": [], "revision": 0, "rules": 0, "split": "default_upstream",
         "drops": {
             "no_flow": 0, "no_backend": 0, "bad_table": 0, "no_tuple": 0, "flow_table_full": 0,
+            "fragment_short": 0,
             "no_route": 0, "ttl_exceeded": 0, "rewrite_failed": 0,
         },
     });
