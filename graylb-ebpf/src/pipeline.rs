@@ -7,10 +7,10 @@ use network_types::eth::EthHdr;
 
 use crate::{
     access::Frame,
-    classify, count,
+    classify, count, echo,
     emit::{self, Exit},
     family::{Family, V4, V6},
-    icmp,
+    fragment, icmp,
     parse::{self, Packet},
     rewrite,
 };
@@ -64,6 +64,7 @@ pub fn run<D: Direction, F: Frame>(frame: &mut F) -> i32 {
 fn of_family<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> i32 {
     match tcp_or_udp::<D, Fam, F>(frame) {
         NEITHER => icmp::<D, Fam, F>(frame),
+        FRAGMENT if D::IN => fragment::<Fam, F>(frame),
         action => action,
     }
 }
@@ -71,12 +72,26 @@ fn of_family<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> i32 {
 /// What [`tcp_or_udp`] returns for another protocol; no action.
 const NEITHER: i32 = i32::MIN;
 
+/// The same for a fragment on its way in.
+const FRAGMENT: i32 = i32::MIN + 1;
+
+/// A fragment on its way in, apart for the reason of [`tcp_or_udp`].
+#[inline(never)]
+fn fragment<Fam: Family, F: Frame>(frame: &mut F) -> i32 {
+    let mut verdict = Verdict::Fragment;
+    if fragment::is_dropped::<Fam, F>(frame) {
+        verdict = Verdict::FragmentDropped;
+    }
+    leave(frame, Exit::plain::<F>(verdict))
+}
+
 /// A TCP or UDP packet. A function of its own in the kernel, too: each family has a BPF stack to itself.
 #[inline(never)]
 fn tcp_or_udp<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> i32 {
     let exit = match steer::<D, Fam, F>(frame) {
         Ok(exit) => exit,
         Err(Verdict::OtherProtocol) => return NEITHER,
+        Err(Verdict::Fragment) if D::IN => return FRAGMENT,
         Err(verdict) => Exit::plain::<F>(verdict),
     };
     leave(frame, exit)
@@ -87,7 +102,12 @@ fn tcp_or_udp<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> i32 {
 fn icmp<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> i32 {
     let mut verdict = Verdict::OtherProtocol;
     let Some(flow) = icmp::translate::<D, Fam, F>(frame, &mut verdict) else {
-        return leave(frame, Exit::plain::<F>(verdict));
+        let action = if D::IN && matches!(verdict, Verdict::OtherProtocol) {
+            echo::answer::<Fam, F>(frame, &mut verdict)
+        } else {
+            F::action(verdict)
+        };
+        return leave(frame, Exit { verdict, action });
     };
     let action = icmp::send::<D, Fam, F>(frame, flow, &mut verdict);
     leave(frame, Exit { verdict, action })
