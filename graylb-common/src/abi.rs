@@ -8,6 +8,7 @@ use crate::{
     address::{Address, AddressKey},
     backend::{Active, Backend, BackendCounters, Source},
     flow::{Flow, FlowKey, HalfOpen, NextHop},
+    fragment::{FragmentKey, Fragmented},
     service::{Route, Rule, RuleKey, Service, ServiceKey, Slot, Turn},
     settings::Settings,
     socket::{SocketEndpoint, SocketKey, SocketPair, SocketSettings, Steered},
@@ -46,7 +47,11 @@ const _: () = {
     assert_size::<HalfOpen<[u8; 4]>>(80);
     assert_size::<HalfOpen<[u8; 16]>>(104);
     assert_size::<Settings>(16);
-    assert_size::<ServiceDrops>(64);
+    assert_size::<ServiceDrops>(72);
+    assert_size::<FragmentKey<[u8; 4]>>(16);
+    assert_size::<FragmentKey<[u8; 16]>>(40);
+    assert_size::<Fragmented<[u8; 4]>>(24);
+    assert_size::<Fragmented<[u8; 16]>>(48);
     assert_size::<SocketEndpoint>(20);
     assert_size::<Steered>(52);
     assert_size::<SocketKey>(32);

@@ -11,6 +11,7 @@ pub mod address;
 pub mod backend;
 pub mod csum;
 pub mod flow;
+pub mod fragment;
 pub mod hash;
 pub mod maps;
 pub mod service;

@@ -129,6 +129,9 @@ pub const MAX_SOCKET_PAIRS: u32 = 1 << 15;
 /// Read-only global of the programs: flag bits that `bpf_l4_csum_replace` takes for IPv6 on the running
 /// kernel (`BPF_F_IPV6` since 6.16, else 0), a `u64`.
 pub const GLOBAL_CSUM_IPV6_FLAG: &str = "CSUM_IPV6_FLAG";
+/// Read-only global of the programs: whether fragments are followed (else 0), a `u32`. Where they are not, the
+/// verifier does not look at what would follow them.
+pub const GLOBAL_FOLLOW_FRAGMENTS: &str = "FOLLOW_FRAGMENTS";
 /// Default entries of `tcp_v4` and `tcp_v6`; two entries make a flow.
 pub const DEFAULT_TCP_ENTRIES: u32 = 1 << 18;
 /// Default entries of `half_open_v4` and `half_open_v6`.

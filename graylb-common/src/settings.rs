@@ -2,8 +2,6 @@
 
 /// Echo requests to virtual addresses that are not this host's own are answered.
 pub const ADDRESS_ECHO: u32 = 1;
-/// Fragments to virtual addresses are dropped.
-pub const ADDRESS_DROP_FRAGMENTS: u32 = 1 << 1;
 
 /// Value of the one-element array `settings`.
 #[repr(C)]

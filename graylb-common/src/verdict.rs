@@ -105,7 +105,7 @@ verdicts! {
     Passed NotIp not_ip: "neither IPv4 nor IPv6 (ARP, LLDP, ...)";
     Passed Vlan vlan: "VLAN tag in the frame: put graylb on the VLAN's own interface";
     Passed OtherProtocol other_protocol: "neither TCP nor UDP, nor an ICMP error about a flow";
-    Passed Fragment fragment: "fragment of an IP datagram";
+    Passed Fragment fragment: "fragment of an IP datagram of no flow, or whose first fragment has not been seen";
     Passed Ipv6Extension ipv6_extension: "IPv6 extension header before the transport header";
     Passed Truncated truncated: "frame ends before its headers do";
     Passed Malformed malformed: "IP version, header length or TCP offset that cannot be";
@@ -119,7 +119,7 @@ verdicts! {
     Dropped NoTuple no_tuple: "new flow, but each tuple tried towards the backend is in use by another flow";
     Dropped FlowTableFull flow_table_full: "new flow, but the flow table took no entry";
     Dropped NoRoute no_route: "to a backend in a mode that keeps the virtual address: no route, or neighbour not resolved yet";
-    Dropped FragmentDropped fragment_dropped: "fragment of an IP datagram to a virtual address, and the config says to drop those";
+    Dropped FragmentShort fragment_short: "first fragment without all of its transport header, or a later one that reaches into it (RFC 1858)";
     Dropped TtlExceeded ttl_exceeded: "TTL or hop limit used up";
     Dropped RewriteFailed rewrite_failed: "the kernel refused to make the packet writable, longer or shorter";
 }
@@ -172,6 +172,7 @@ service_verdicts! {
     NoTuple no_tuple;
     FlowTableFull flow_table_full;
     NoRoute no_route;
+    FragmentShort fragment_short;
     TtlExceeded ttl_exceeded;
     RewriteFailed rewrite_failed;
 }
@@ -207,8 +208,7 @@ mod tests {
     fn each_verdict_that_drops_is_counted_for_its_service() {
         for info in VERDICTS {
             let counted = SERVICE_VERDICTS.contains(&info.verdict);
-            // Which service a fragment is for cannot be said: it may have no ports.
-            if info.kind == VerdictKind::Dropped && info.verdict != Verdict::FragmentDropped {
+            if info.kind == VerdictKind::Dropped {
                 assert!(counted, "{}", info.name);
             }
             assert_eq!(ServiceDrops::default().get(info.verdict).is_some(), counted);

@@ -8,6 +8,7 @@ use crate::access::{FibParams, empty_fib_params};
 use core::ptr::NonNull;
 
 use aya_ebpf::{
+    Global,
     bindings::BPF_ANY,
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     macros::btf_map,
@@ -16,6 +17,7 @@ use graylb_common::{
     address::{Address, AddressKey},
     backend::{Active, Backend, BackendCounters, Source},
     flow::{Flow, FlowKey, HalfOpen, NextHop},
+    fragment::{FragmentKey, Fragmented},
     maps::{
         DEFAULT_BACKENDS, DEFAULT_HALF_OPEN_ENTRIES, DEFAULT_ROUTES, DEFAULT_RULES,
         DEFAULT_SERVICES, DEFAULT_SLOTS, DEFAULT_SOURCES, DEFAULT_TCP_ENTRIES, DEFAULT_UDP_ENTRIES,
@@ -38,6 +40,16 @@ const TCP: usize = DEFAULT_TCP_ENTRIES as usize;
 const HALF_OPEN: usize = DEFAULT_HALF_OPEN_ENTRIES as usize;
 const UDP: usize = DEFAULT_UDP_ENTRIES as usize;
 
+/// Whether fragments are followed; set at load, see `graylb_common::maps`.
+#[unsafe(no_mangle)]
+static FOLLOW_FRAGMENTS: Global<u32> = Global::new(1);
+
+/// Whether fragments are followed.
+#[inline(always)]
+pub fn follows_fragments() -> bool {
+    FOLLOW_FRAGMENTS.load() != 0
+}
+
 /// Virtual endpoints of one family.
 pub type ServiceMap<A> = &'static HashMap<ServiceKey<A>, Service, SERVICES>;
 
@@ -46,6 +58,11 @@ pub type AddressMap<A> = &'static HashMap<AddressKey<A>, Address, SERVICES>;
 
 /// Client rules of one family.
 pub type RuleMap<A> = &'static LpmTrie<RuleKey<A>, Rule, RULES_MAX>;
+
+/// Datagrams of one family in fragments.
+pub type FragmentMap<A> = &'static LruHashMap<FragmentKey<A>, Fragmented<A>, FRAGMENTS>;
+/// How many are remembered: a flood of fragments evicts other fragments, no flow.
+const FRAGMENTS: usize = 8192;
 
 type Lru<K, V, const N: usize> = LruHashMap<K, V, N>;
 
@@ -78,6 +95,8 @@ maps! {
     "verdicts" VERDICTS: PerCpuArray<VerdictCounters, 1>;
     "service_drops" SERVICE_DROPS: PerCpuArray<ServiceDrops, SERVICE_IDS>;
     "settings" SETTINGS: Array<Settings, 1>;
+    "fragments_v4" FRAGMENTS_V4: Lru<FragmentKey<[u8; 4]>, Fragmented<[u8; 4]>, FRAGMENTS>;
+    "fragments_v6" FRAGMENTS_V6: Lru<FragmentKey<[u8; 16]>, Fragmented<[u8; 16]>, FRAGMENTS>;
     "draft_v4" DRAFT_V4: PerCpuArray<Draft<[u8; 4]>, 1>;
     "draft_v6" DRAFT_V6: PerCpuArray<Draft<[u8; 16]>, 1>;
     "route_query" ROUTE_QUERY: PerCpuArray<RouteQuery, 1>;
@@ -239,6 +258,20 @@ pub fn ruled<A: Copy>(map: RuleMap<A>, rules: u32, address: &A) -> Option<u32> {
     let bits = RULE_SET_BITS + 8 * size_of::<A>() as u32;
     let key = Key::new(bits, RuleKey { rules, address: *address });
     map.get(&key).map(|rule| rule.route)
+}
+
+/// Remembers a datagram's first fragment. Without memory for it the others lead nowhere.
+#[inline(always)]
+pub fn remember_fragment<A>(map: FragmentMap<A>, key: &FragmentKey<A>, value: &Fragmented<A>) {
+    let _no_memory = map.insert(key, value, u64::from(BPF_ANY));
+}
+
+/// What a datagram's first fragment said.
+#[inline(always)]
+pub fn fragmented<A>(map: FragmentMap<A>, key: &FragmentKey<A>) -> Option<&'static Fragmented<A>> {
+    // SAFETY: entries of a preallocated map stay readable while the program runs; one that is evicted meanwhile
+    // may show another datagram's tuple, which costs a fragment.
+    unsafe { map.get(key) }
 }
 
 /// Reads a route.
@@ -435,6 +468,8 @@ accessors! {
     half_open_v6 HALF_OPEN_V6: Lru<FlowKey<[u8; 16]>, HalfOpen<[u8; 16]>, HALF_OPEN>;
     udp_v4 UDP_V4: Lru<FlowKey<[u8; 4]>, Flow<[u8; 4]>, UDP>;
     udp_v6 UDP_V6: Lru<FlowKey<[u8; 16]>, Flow<[u8; 16]>, UDP>;
+    fragments_v4 FRAGMENTS_V4: Lru<FragmentKey<[u8; 4]>, Fragmented<[u8; 4]>, FRAGMENTS>;
+    fragments_v6 FRAGMENTS_V6: Lru<FragmentKey<[u8; 16]>, Fragmented<[u8; 16]>, FRAGMENTS>;
     draft_v4 DRAFT_V4: PerCpuArray<Draft<[u8; 4]>, 1>;
     draft_v6 DRAFT_V6: PerCpuArray<Draft<[u8; 16]>, 1>;
 }

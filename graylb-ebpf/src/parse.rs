@@ -10,7 +10,7 @@ use network_types::{eth::EthHdr, tcp::TcpHdr, udp::UdpHdr};
 
 use crate::{
     access::Frame,
-    family::{Family, KeyOf},
+    family::{Family, KeyOf, Network},
 };
 
 /// FIN flag (RFC 9293, 3.1).
@@ -57,7 +57,15 @@ pub struct Segment {
 /// Reads the headers, or says why the packet is left alone.
 #[inline(always)]
 pub fn parse<Fam: Family, F: Frame>(frame: &F) -> Result<Packet<Fam>, Verdict> {
-    let network = Fam::network(frame, EthHdr::LEN)?;
+    behind::<Fam, F>(frame, &Fam::network(frame, EthHdr::LEN)?)
+}
+
+/// Reads the transport header behind a network header.
+#[inline(always)]
+pub fn behind<Fam: Family, F: Frame>(
+    frame: &F,
+    network: &Network<Fam::Address>,
+) -> Result<Packet<Fam>, Verdict> {
     let tcp = match network.protocol {
         PROTOCOL_TCP => Some(segment(frame, network.transport)?),
         PROTOCOL_UDP => None,

@@ -9,8 +9,9 @@ use crate::{
     access::Frame,
     classify, count, echo,
     emit::{self, Exit},
-    family::{Family, V4, V6},
+    family::{Family, FlowOf, V4, V6},
     fragment, icmp,
+    maps::{self, Entry},
     parse::{self, Packet},
     rewrite,
 };
@@ -64,26 +65,19 @@ pub fn run<D: Direction, F: Frame>(frame: &mut F) -> i32 {
 fn of_family<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> i32 {
     match tcp_or_udp::<D, Fam, F>(frame) {
         NEITHER => icmp::<D, Fam, F>(frame),
-        FRAGMENT if D::IN => fragment::<Fam, F>(frame),
+        FRAGMENT if maps::follows_fragments() => match first_fragment::<D, Fam, F>(frame) {
+            FRAGMENT => later_fragment::<D, Fam, F>(frame),
+            action => action,
+        },
+        FRAGMENT => leave(frame, Exit::plain::<F>(Verdict::Fragment)),
         action => action,
     }
 }
 
 /// What [`tcp_or_udp`] returns for another protocol; no action.
 const NEITHER: i32 = i32::MIN;
-
-/// The same for a fragment on its way in.
+/// What it returns for a fragment, and [`first_fragment`] for a later one.
 const FRAGMENT: i32 = i32::MIN + 1;
-
-/// A fragment on its way in, apart for the reason of [`tcp_or_udp`].
-#[inline(never)]
-fn fragment<Fam: Family, F: Frame>(frame: &mut F) -> i32 {
-    let mut verdict = Verdict::Fragment;
-    if fragment::is_dropped::<Fam, F>(frame) {
-        verdict = Verdict::FragmentDropped;
-    }
-    leave(frame, Exit::plain::<F>(verdict))
-}
 
 /// A TCP or UDP packet. A function of its own in the kernel, too: each family has a BPF stack to itself.
 #[inline(never)]
@@ -91,10 +85,32 @@ fn tcp_or_udp<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> i32 {
     let exit = match steer::<D, Fam, F>(frame) {
         Ok(exit) => exit,
         Err(Verdict::OtherProtocol) => return NEITHER,
-        Err(Verdict::Fragment) if D::IN => return FRAGMENT,
+        Err(Verdict::Fragment) => return FRAGMENT,
         Err(verdict) => Exit::plain::<F>(verdict),
     };
     leave(frame, exit)
+}
+
+/// The first fragment of a TCP or UDP datagram, apart for the same reason.
+#[inline(never)]
+fn first_fragment<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> i32 {
+    let exit = match fragment::first::<D, Fam, F>(frame) {
+        Ok(Some(exit)) => exit,
+        Ok(None) => return FRAGMENT,
+        Err(verdict) => Exit::plain::<F>(verdict),
+    };
+    leave(frame, exit)
+}
+
+/// A later fragment, apart for the same reason.
+#[inline(never)]
+fn later_fragment<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> i32 {
+    let mut verdict = Verdict::Fragment;
+    let Some(flow) = fragment::later::<D, Fam, F>(frame, &mut verdict) else {
+        return leave(frame, Exit::plain::<F>(verdict));
+    };
+    let action = fragment::send::<D, Fam, F>(frame, flow, &mut verdict);
+    leave(frame, Exit { verdict, action })
 }
 
 /// A packet that is neither, apart for the same reason.
@@ -132,10 +148,20 @@ fn leave<F: Frame>(frame: &F, exit: Exit) -> i32 {
 fn steer<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> Result<Exit, Verdict> {
     let packet: Packet<Fam> = parse::parse(frame)?;
     let flow = classify::classify::<D, Fam, F>(frame, &packet)?;
-    rewrite::rewrite::<Fam, F>(frame, &packet, flow.value())
+    send::<D, Fam, F>(frame, &packet, flow)
+}
+
+/// Rewrites a packet of a flow and puts it on its way.
+#[inline(always)]
+pub fn send<D: Direction, Fam: Family, F: Frame>(
+    frame: &mut F,
+    packet: &Packet<Fam>,
+    flow: Entry<FlowOf<Fam>>,
+) -> Result<Exit, Verdict> {
+    rewrite::rewrite::<Fam, F>(frame, packet, flow.value())
         .map_err(|verdict| count::for_service(flow.value().service, verdict))?;
     if D::IN {
-        emit::emit::<Fam, F>(frame, &packet, flow)
+        emit::emit::<Fam, F>(frame, packet, flow)
     } else {
         Ok(Exit::plain::<F>(Verdict::Replied))
     }

@@ -192,7 +192,7 @@ fn v1_reads() {
     let backend = |port: u16, opened: u64| {
         json!({
             "address": format!("127.0.0.1:{port}"), "weight": 1, "state": "up",
-            "reason": "not probed", "takes_flows": true, "opened": opened,
+            "reason": "not probed", "takes_flows": true, "drained": false, "opened": opened,
             "established": opened, "refused": 0, "closed": opened, "active": 0, "half_open": 0,
             "longest_idle_seconds": 0, "oldest_generation": null, "vanished": 0,
             "probes_good": 0, "probes_bad": 0,
@@ -203,8 +203,10 @@ fn v1_reads() {
         "aliases": ["shop.example"], "balance": "round_robin", "default_pool": "default_upstream",
         "pool": "default_upstream", "overridden": false, "generation": 1,
         "last_good_kept": false, "backends": [backend(18081, 2), backend(18082, 1)], "former": [],
+        "others": [], "revision": 0, "rules": 0, "split": "default_upstream",
         "drops": {
             "no_flow": 0, "no_backend": 0, "bad_table": 0, "no_tuple": 0, "flow_table_full": 0,
+            "fragment_short": 0,
             "no_route": 0, "ttl_exceeded": 0, "rewrite_failed": 0,
         },
     });
@@ -234,7 +236,11 @@ fn v1_switches() {
         post(r#"{ "pool": "lua_upstream" }"#),
         (
             200,
-            json!({ "service": "demo", "from": "default_upstream", "to": "lua_upstream", "generation": 2 })
+            json!({
+                "service": "demo", "from": "default_upstream", "to": "lua_upstream",
+                "before": "default_upstream", "split": "lua_upstream", "revision": 1,
+                "generation": 2,
+            })
         )
     );
     assert_eq!(stage.turns(2), ["83", "84"]);

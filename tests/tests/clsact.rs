@@ -106,7 +106,10 @@ fn clsact_serves_restarts_and_goes() {
         assert!(filters(graylb, "g1").contains("graylb_tc_in"));
         attach(&mut plane, &config);
     });
+    // Down for it: before Linux 6.2 an interface that is up keeps its name.
+    graylb.ip("link set dev g2 down");
     graylb.ip("link set dev g2 name other");
+    graylb.ip("link set dev other up");
     network.backends[1].ip("link delete uplink");
     let removed = graylb.run(|| unload(&sandbox.pin_dir()).expect("unload"));
     assert!(removed.iter().any(|line| line == "detached clsact_tc_in:gc"), "{removed:?}");

@@ -21,7 +21,7 @@ use graylb_tests::{
 const CALLS: &[&str] =
     &["bpf", "mkdir", "unlink", "rename", "rmdir", "fsync", "sendto", "capset", "prctl"];
 /// Points of one call that are tried where not all are.
-const SAMPLE: usize = 5;
+const SAMPLE: usize = 3;
 /// Small tables are made and removed fast.
 const SMALL: &str = "[limits]\nslots = 4096\nbackends = 256\nservices = 16\nsources = 16\n";
 

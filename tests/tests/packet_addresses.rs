@@ -1,20 +1,18 @@
-//! What comes to a virtual address and belongs to no service: echo requests, which are answered, and fragments,
-//! which are handed on or dropped, each as the config says.
+//! Echo requests to virtual addresses: answered where nobody else has the address, else left to the host.
 
 use std::net::{IpAddr, SocketAddr};
 
-use graylb_agent::config::{AddressesConfig, Fragments};
+use graylb_agent::config::AddressesConfig;
 use graylb_common::verdict::Verdict;
 use graylb_tests::packet::{
-    builder::{Packet, SYN},
+    builder::Packet,
     lab::{Lab, tcp, udp},
     run::{Action, Entry, Expected, Hook},
     topology::{EXT, EXT_MAC, Family, GATEWAY_MAC, LO},
 };
 
-const ON: AddressesConfig = AddressesConfig { echo: true, fragments: Fragments::Pass };
-const OFF: AddressesConfig = AddressesConfig { echo: false, fragments: Fragments::Pass };
-const DROP: AddressesConfig = AddressesConfig { echo: true, fragments: Fragments::Drop };
+const ON: AddressesConfig = AddressesConfig { echo: true };
+const OFF: AddressesConfig = AddressesConfig { echo: false };
 
 const fn request(family: Family) -> u8 {
     if matches!(family, Family::V4) { 8 } else { 128 }
@@ -174,51 +172,4 @@ fn each_removed(lab: &mut Lab, family: Family) {
     lab.plane.set_addresses(&ON).expect("change a setting");
     lab.remove(second);
     lab.check("no service any more", entry, &packet.bytes(), &left);
-}
-
-/// A fragment to an address.
-type Cut = fn(Family, IpAddr) -> Packet;
-
-const FRAGMENTS: &[(&str, Cut)] = &[
-    ("first, UDP", |family, to| datagram(family, to).filled(64).fragment(0, true)),
-    ("first, TCP", |family, to| {
-        let client = SocketAddr::new(family.client(1), 40_000);
-        let syn = Packet::tcp(client, SocketAddr::new(to, 80), SYN).hop(GATEWAY_MAC, EXT_MAC);
-        syn.filled(4).fragment(0, true)
-    }),
-    ("first of a ping", |family, to| ping(family, to).filled(64).fragment(0, true)),
-    ("middle", |family, to| datagram(family, to).filled(64).fragment(9, true)),
-    ("last, of one byte", |family, to| datagram(family, to).filled(1).fragment(185, false)),
-];
-
-fn datagram(family: Family, to: IpAddr) -> Packet {
-    let client = SocketAddr::new(family.client(1), 40_000);
-    Packet::udp(client, SocketAddr::new(to, 80)).hop(GATEWAY_MAC, EXT_MAC)
-}
-
-#[test]
-fn fragments_are_handed_on_or_dropped() {
-    Lab::with(|lab| {
-        put(lab);
-        for (config, to_service) in [(ON, Verdict::Fragment), (DROP, Verdict::FragmentDropped)] {
-            lab.plane.set_addresses(&config).expect("change a setting");
-            each(|family, entry| {
-                for (name, make) in FRAGMENTS {
-                    let name = format!("{name}, {config:?}, {entry:?}");
-                    let other = make(family, family.backend(1)).bytes();
-                    let unchanged = Expected::unchanged(Verdict::Fragment, &other);
-                    lab.check(&name, entry, &other, &unchanged);
-                    let bytes = make(family, family.service()).bytes();
-                    let expected = match to_service {
-                        Verdict::FragmentDropped => Expected::dropped(to_service),
-                        verdict => Expected::unchanged(verdict, &bytes),
-                    };
-                    lab.check(&name, entry, &bytes, &expected);
-                    let out = Entry { hook: Hook::TcOut, ..entry };
-                    let unchanged = Expected::unchanged(Verdict::Fragment, &bytes);
-                    lab.check(&name, out, &bytes, &unchanged);
-                }
-            });
-        }
-    });
 }

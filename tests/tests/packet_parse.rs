@@ -109,8 +109,6 @@ const OTHER_PROTOCOLS: &[(&str, Make)] = &[
 ];
 
 const FRAGMENTS: &[(&str, Make)] = &[
-    ("first fragment, TCP", |family| syn(family).filled(24).fragment(0, true).bytes()),
-    ("first fragment, UDP", |family| datagram(family).fragment(0, true).bytes()),
     ("middle fragment", |family| datagram(family).filled(64).fragment(3, true).bytes()),
     ("last fragment", |family| syn(family).filled(11).fragment(185, false).bytes()),
     ("last fragment of one byte", |family| datagram(family).filled(1).fragment(1, false).bytes()),
@@ -171,7 +169,6 @@ const V6_ONLY: &[(&str, Verdict, Make)] = &[
         syn(family).extended(AUTHENTICATION).bytes()
     }),
     ("mobility header", Verdict::OtherProtocol, |family| other(family, 135).bytes()),
-    ("atomic fragment", Verdict::Fragment, |family| syn(family).fragment(0, false).bytes()),
     ("fragment header before destination options", Verdict::Fragment, |family| {
         let mut bytes = syn(family).extended(DESTINATION_OPTIONS).bytes();
         bytes[NETWORK + 6] = 44;

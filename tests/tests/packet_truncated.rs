@@ -26,6 +26,8 @@ struct Frame {
 
 fn frames(lab: &mut Lab, path: Path) -> Vec<Frame> {
     let network = ETHERNET + if path.family == Family::V4 { 20 } else { 40 };
+    // IPv6 says so in a header of its own.
+    let fragment = network + if path.family == Family::V4 { 0 } else { 8 };
     let port = lab.port();
     let service = path.service(port);
     lab.put(tcp(service), "cut", &[(path.backend(0), 1)]);
@@ -39,7 +41,7 @@ fn frames(lab: &mut Lab, path: Path) -> Vec<Frame> {
         frame("TCP of no flow", segment(ACK), network + TCP, Some(Verdict::NoFlow)),
         frame("TCP", segment(SYN).tcp_options(&[1; 40]), network + TCP, None),
         frame("VLAN", segment(SYN).tagged(0x8100, 5), ETHERNET, Some(Verdict::Vlan)),
-        frame("fragment", datagram.clone().fragment(2, true), network, Some(Verdict::Fragment)),
+        frame("fragment", datagram.clone().fragment(2, true), fragment, Some(Verdict::Fragment)),
     ];
     if path.family == Family::V4 {
         for words in 1..=10 {

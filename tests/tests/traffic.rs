@@ -69,7 +69,8 @@ fn check_udp(client: &Namespace, endpoint: SocketAddr, names: [&str; 2]) -> Vec<
         let mut replies = Vec::new();
         for round in 0..3 {
             for (client, name) in clients.iter().zip(names.into_iter().cycle()) {
-                let payload = format!("{round} {}", "x".repeat(round * 600));
+                // The largest travels in fragments.
+                let payload = format!("{round} {}", "x".repeat(round * round * 1000));
                 let reply = client.ask(&payload).unwrap_or_else(|e| panic!("{endpoint}: {e}"));
                 assert_eq!(reply.backend, name, "{endpoint}, round {round}");
                 replies.push(reply);

@@ -46,6 +46,9 @@ enum Chore {
     Vm {
         /// Series of Debian's kernels, such as 6.1; 6.1 and 6.12 unless told otherwise
         series: Vec<String>,
+        /// No tests: only load and attach the programs
+        #[arg(long, conflicts_with = "all")]
+        load: bool,
         /// All packet tests, which takes a quarter of an hour for each kernel
         #[arg(long)]
         all: bool,
@@ -79,7 +82,14 @@ fn main() -> ExitCode {
             Chore::Test => test::run(),
             Chore::Tidy { fix: false } => tidy::check(),
             Chore::Tidy { fix: true } => tidy::fix(),
-            Chore::Vm { series, all, fix } => vm::run(&series, all, fix),
+            Chore::Vm { series, load, all, fix } => {
+                let tests = match (load, all) {
+                    (true, _) => vm::Tests::None,
+                    (_, true) => vm::Tests::All,
+                    _ => vm::Tests::Some,
+                };
+                vm::run(&series, tests, fix)
+            }
             Chore::DemoBackend { .. } | Chore::DemoJanitor { .. } => Ok(()),
         }),
     };

@@ -34,7 +34,7 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel, programs::ProgramError, util::Kern
 use aya_log::EbpfLogger;
 use graylb_common::{
     backend::BackendCounters,
-    maps::{self, GLOBAL_CSUM_IPV6_FLAG},
+    maps::{self, GLOBAL_CSUM_IPV6_FLAG, GLOBAL_FOLLOW_FRAGMENTS},
     verdict::{ServiceDrops, VerdictCounters},
 };
 
@@ -100,7 +100,13 @@ impl DataPlane {
     pub fn open(options: &Options) -> Result<Self, ApplyError> {
         let pins = Pins::open(&options.pin_dir)?;
         let mut notes = pins.check_maps(&map_sizes(&options.flows, &options.limits))?;
-        let mut ebpf = match load(&pins, options) {
+        let loaded = load(&pins, options, Fragments::Followed).or_else(|error| {
+            // Old verifiers (6.1) do not get through that part.
+            let ebpf = load(&pins, options, Fragments::Left)?;
+            notes.push(format!("this kernel takes the programs only without what follows fragments: later fragments of a datagram are left to the host ({})", first_line(&error)));
+            Ok(ebpf)
+        });
+        let mut ebpf = match loaded {
             Ok(ebpf) => ebpf,
             Err(error) => {
                 pins.abandon_if_fresh();
@@ -288,8 +294,22 @@ pub fn possible_cpus() -> usize {
     aya::util::nr_cpus().unwrap_or(1)
 }
 
+/// What becomes of fragments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fragments {
+    /// Later ones follow the first.
+    Followed,
+    /// All of them are left to the host.
+    Left,
+}
+
+fn first_line(error: &ApplyError) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
 /// Loads maps and programs, and pins the programs; the links are [`attach`]'s.
-fn load(pins: &Pins, options: &Options) -> Result<Ebpf, ApplyError> {
+fn load(pins: &Pins, options: &Options, fragments: Fragments) -> Result<Ebpf, ApplyError> {
+    let follow = u32::from(fragments == Fragments::Followed);
     let csum_flag = match KernelVersion::current() {
         Ok(version) if version >= KernelVersion::new(6, 16, 0) => BPF_F_IPV6,
         Ok(_) | Err(_) => 0,
@@ -299,6 +319,7 @@ fn load(pins: &Pins, options: &Options) -> Result<Ebpf, ApplyError> {
     loader
         .verifier_log_level(VerifierLogLevel::STATS)
         .override_global(GLOBAL_CSUM_IPV6_FLAG, &csum_flag, true)
+        .override_global(GLOBAL_FOLLOW_FRAGMENTS, &follow, true)
         .override_global("AYA_LOG_LEVEL", &log_level, true);
     for name in maps::ALL {
         loader.map_pin_path(name, pins.map(name));
@@ -314,6 +335,9 @@ fn load(pins: &Pins, options: &Options) -> Result<Ebpf, ApplyError> {
         load_program(program).map_err(|error| {
             ApplyError::new(format!("the kernel refused the program {name}"), error)
         })?;
+    }
+    for name in maps::PROGRAMS {
+        let program = ebpf.program_mut(name).ok_or_else(|| ApplyError::missing_program(name))?;
         pins.replace_program(program, name)?;
     }
     Ok(ebpf)

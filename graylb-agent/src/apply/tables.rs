@@ -19,7 +19,7 @@ use graylb_common::{
     backend::BackendCounters,
     maps,
     service::{ROUTE_CANARY, Route, SPLIT_CLIENT, SPLIT_FLOW, Service},
-    settings::{ADDRESS_DROP_FRAGMENTS, ADDRESS_ECHO, Settings},
+    settings::{ADDRESS_ECHO, Settings},
     verdict::{ServiceDrops, VerdictCounters},
 };
 
@@ -35,7 +35,7 @@ use super::{
 };
 use crate::{
     compile::{BackendImage, Change, Image, PoolImage, ServiceImage},
-    config::{AddressesConfig, Fragments},
+    config::AddressesConfig,
     model::{
         spec::Endpoint,
         split::{Cidr, SplitBy},
@@ -360,12 +360,8 @@ impl Tables {
     }
 
     pub(super) fn set_addresses(&mut self, config: &AddressesConfig) -> Result<(), ApplyError> {
-        let echo = if config.echo { ADDRESS_ECHO } else { 0 };
-        let fragments = match config.fragments {
-            Fragments::Pass => 0,
-            Fragments::Drop => ADDRESS_DROP_FRAGMENTS,
-        };
-        self.change_settings(|settings| Settings { addresses: echo | fragments, ..settings })
+        let addresses = if config.echo { ADDRESS_ECHO } else { 0 };
+        self.change_settings(|settings| Settings { addresses, ..settings })
     }
 
     /// Makes every cached next hop void. The epoch goes on from where an earlier agent left it: a value

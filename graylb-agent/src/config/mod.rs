@@ -142,17 +142,6 @@ pub struct LimitsConfig {
 pub struct AddressesConfig {
     /// Echo requests are answered, unless the address is this host's own.
     pub echo: bool,
-    /// Fragments of IP datagrams.
-    pub fragments: Fragments,
-}
-
-/// What becomes of fragments to virtual addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fragments {
-    /// The host gets them.
-    Pass,
-    /// They are dropped.
-    Drop,
 }
 
 /// A whole config.

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use graylb_common::maps;
 
 use super::{
-    AddressesConfig, AgentConfig, ApiConfig, AttachMode, FlowsConfig, Fragments, InterfaceConfig,
+    AddressesConfig, AgentConfig, ApiConfig, AttachMode, FlowsConfig, InterfaceConfig,
     LimitsConfig, SocketHookConfig,
     diagnostic::{Report, did_you_mean},
     read::Section,
@@ -32,7 +32,7 @@ pub(super) const FLOWS_KEYS: &[&str] = &[
 pub(super) const LIMITS_KEYS: &[&str] =
     &["services", "slots", "backends", "sources", "routes", "rules"];
 /// Options of `[addresses]`.
-pub(super) const ADDRESSES_KEYS: &[&str] = &["echo", "fragments"];
+pub(super) const ADDRESSES_KEYS: &[&str] = &["echo"];
 /// Options of `[interfaces.NAME]`.
 pub(super) const INTERFACE_KEYS: &[&str] = &["attach"];
 /// Options of `[socket_hook]`.
@@ -106,7 +106,7 @@ impl Default for LimitsConfig {
 
 impl Default for AddressesConfig {
     fn default() -> Self {
-        Self { echo: true, fragments: Fragments::Pass }
+        Self { echo: true }
     }
 }
 
@@ -204,16 +204,6 @@ pub(super) fn addresses(top: &Section<'_>, report: &mut Report<'_>) -> Addresses
     let Some(section) = top.section("addresses", report) else { return config };
     section.refuse_unknown(ADDRESSES_KEYS, report);
     config.echo = section.boolean("echo", report).unwrap_or(config.echo);
-    match section.string("fragments", report) {
-        Some((choice, _)) if choice == "pass" => config.fragments = Fragments::Pass,
-        Some((choice, _)) if choice == "drop" => config.fragments = Fragments::Drop,
-        Some((choice, span)) => {
-            let hint = did_you_mean(&choice, ["pass", "drop"]);
-            let name = section.name("fragments");
-            report.error(&span, format!("{name} = {choice:?}: pass or drop are allowed{hint}"));
-        }
-        None => {}
-    }
     config
 }
 

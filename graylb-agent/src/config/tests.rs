@@ -56,7 +56,6 @@ tcp = 12
 udp_timeout = "1 minute"
 [addresses]
 echo = 1
-fragments = "dorp"
 [interfaces.lo]
 attach = "xdp-generic"
 [interfaces.a-name-that-is-too-long]

@@ -13,7 +13,7 @@ use graylb_common::{
 pub use self::{v4::V4, v6::V6};
 use crate::{
     access::{FibParams, Frame, random},
-    maps::{AddressMap, Draft, FlowTable, RuleMap, ServiceMap},
+    maps::{AddressMap, Draft, FlowTable, FragmentMap, RuleMap, ServiceMap},
 };
 
 /// Linux's default range of ephemeral ports (net.ipv4.ip_local_port_range).
@@ -55,6 +55,16 @@ pub struct Network<A> {
     pub length: u16,
     /// TTL or hop limit.
     pub ttl: u8,
+}
+
+/// A fragment of a datagram.
+pub struct Piece<A> {
+    /// What its headers say; the transport header is there in the first one only.
+    pub network: Network<A>,
+    /// The datagram's identification, in memory order.
+    pub id: u32,
+    /// Where in the datagram it begins, in bytes.
+    pub offset: u16,
 }
 
 /// What a new network header says.
@@ -108,6 +118,10 @@ pub trait Family {
     fn draft() -> Option<&'static mut Draft<Self::Address>>;
     /// Reads the network header at an offset, or says why the packet is left alone.
     fn network<F: Frame>(frame: &F, at: usize) -> Result<Network<Self::Address>, Verdict>;
+    /// Reads the headers of a packet that [`Family::network`] says is a fragment.
+    fn piece<F: Frame>(frame: &F, at: usize) -> Result<Piece<Self::Address>, Verdict>;
+    /// Datagrams in fragments.
+    fn fragments() -> FragmentMap<Self::Address>;
     /// Whether an ICMP message of this type is an error about a packet, which it quotes.
     fn is_icmp_error(kind: u8) -> bool;
     /// An address as `backends` and `sources` hold it, `None` where it is of the other family.
@@ -149,8 +163,6 @@ pub trait Family {
     fn set_ttl<F: Frame>(frame: &mut F, change: impl FnOnce(u8) -> u8) -> bool;
     /// Whether a packet from this address may be answered: it is one host's, and not this one's.
     fn is_answerable(source: &Self::Address) -> bool;
-    /// The destination, whatever follows the header.
-    fn destination<F: Frame>(frame: &F) -> Option<Self::Address>;
     /// Takes one off the TTL or hop limit.
     #[inline(always)]
     #[must_use]

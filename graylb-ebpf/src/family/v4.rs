@@ -13,10 +13,10 @@ use network_types::{
     ip::{IpProto, Ipv4Hdr},
 };
 
-use super::{Family, Header, Network, TTL, moved_port};
+use super::{Family, Header, Network, Piece, TTL, moved_port};
 use crate::{
     access::{AF_INET, FibParams, Frame},
-    maps::{self, AddressMap, Draft, FlowTable, RuleMap, ServiceMap},
+    maps::{self, AddressMap, Draft, FlowTable, FragmentMap, RuleMap, ServiceMap},
 };
 
 /// IPv4 (RFC 791).
@@ -71,26 +71,24 @@ impl Family for V4 {
 
     #[inline(always)]
     fn network<F: Frame>(frame: &F, at: usize) -> Result<Network<[u8; 4]>, Verdict> {
-        /// "More fragments" and the fragment offset.
-        const FRAGMENT: u16 = 0x3fff;
-        let header = frame.window::<{ Ipv4Hdr::LEN }>(at).ok_or(Verdict::Truncated)?;
-        let vihl: u8 = header.get::<u8, { offset_of!(Ipv4Hdr, vihl) }>();
-        let header_length = usize::from(vihl & 0x0f) * 4;
-        let length = u16::from_be(header.get::<u16, { offset_of!(Ipv4Hdr, tot_len) }>());
-        if vihl >> 4 != 4 || header_length < Ipv4Hdr::LEN || usize::from(length) < header_length {
-            return Err(Verdict::Malformed);
-        }
-        if u16::from_be(header.get::<u16, { offset_of!(Ipv4Hdr, frags) }>()) & FRAGMENT != 0 {
+        let (network, fragment) = header(frame, at)?;
+        if fragment & (MORE | OFFSET) != 0 {
             return Err(Verdict::Fragment);
         }
-        Ok(Network {
-            source: header.get::<u32, { offset_of!(Ipv4Hdr, src_addr) }>().to_ne_bytes(),
-            destination: header.get::<u32, { offset_of!(Ipv4Hdr, dst_addr) }>().to_ne_bytes(),
-            protocol: header.get::<u8, { offset_of!(Ipv4Hdr, proto) }>(),
-            transport: at + header_length,
-            length,
-            ttl: header.get::<u8, { offset_of!(Ipv4Hdr, ttl) }>(),
-        })
+        Ok(network)
+    }
+
+    #[inline(always)]
+    fn piece<F: Frame>(frame: &F, at: usize) -> Result<Piece<[u8; 4]>, Verdict> {
+        let (network, fragment) = header(frame, at)?;
+        let header = frame.window::<{ Ipv4Hdr::LEN }>(at).ok_or(Verdict::Truncated)?;
+        let id = u32::from(header.get::<u16, { offset_of!(Ipv4Hdr, id) }>());
+        Ok(Piece { network, id, offset: (fragment & OFFSET) << 3 })
+    }
+
+    #[inline(always)]
+    fn fragments() -> FragmentMap<[u8; 4]> {
+        maps::fragments_v4()
     }
 
     #[inline(always)]
@@ -208,10 +206,29 @@ impl Family for V4 {
     fn is_answerable(source: &[u8; 4]) -> bool {
         !matches!(source[0], 0 | 127 | 224..)
     }
+}
 
-    #[inline(always)]
-    fn destination<F: Frame>(frame: &F) -> Option<[u8; 4]> {
-        let header = frame.window::<{ Ipv4Hdr::LEN }>(V4_START)?;
-        Some(header.get::<u32, { offset_of!(Ipv4Hdr, dst_addr) }>().to_ne_bytes())
+/// "More fragments", beside the fragment's offset in units of eight bytes (RFC 791, 3.1).
+const MORE: u16 = 0x2000;
+const OFFSET: u16 = 0x1fff;
+
+/// Reads a header, and its word about fragments.
+#[inline(always)]
+fn header<F: Frame>(frame: &F, at: usize) -> Result<(Network<[u8; 4]>, u16), Verdict> {
+    let header = frame.window::<{ Ipv4Hdr::LEN }>(at).ok_or(Verdict::Truncated)?;
+    let vihl: u8 = header.get::<u8, { offset_of!(Ipv4Hdr, vihl) }>();
+    let header_length = usize::from(vihl & 0x0f) * 4;
+    let length = u16::from_be(header.get::<u16, { offset_of!(Ipv4Hdr, tot_len) }>());
+    if vihl >> 4 != 4 || header_length < Ipv4Hdr::LEN || usize::from(length) < header_length {
+        return Err(Verdict::Malformed);
     }
+    let network = Network {
+        source: header.get::<u32, { offset_of!(Ipv4Hdr, src_addr) }>().to_ne_bytes(),
+        destination: header.get::<u32, { offset_of!(Ipv4Hdr, dst_addr) }>().to_ne_bytes(),
+        protocol: header.get::<u8, { offset_of!(Ipv4Hdr, proto) }>(),
+        transport: at + header_length,
+        length,
+        ttl: header.get::<u8, { offset_of!(Ipv4Hdr, ttl) }>(),
+    };
+    Ok((network, u16::from_be(header.get::<u16, { offset_of!(Ipv4Hdr, frags) }>())))
 }

@@ -13,10 +13,10 @@ use network_types::{
     ip::{IpProto, Ipv6Hdr},
 };
 
-use super::{Family, Header, Network, TTL, moved_port};
+use super::{Family, Header, Network, Piece, TTL, moved_port};
 use crate::{
     access::{AF_INET6, FibParams, Frame, v6_words},
-    maps::{self, AddressMap, Draft, FlowTable, RuleMap, ServiceMap},
+    maps::{self, AddressMap, Draft, FlowTable, FragmentMap, RuleMap, ServiceMap},
 };
 
 /// IPv6 (RFC 8200).
@@ -80,30 +80,27 @@ impl Family for V6 {
 
     #[inline(always)]
     fn network<F: Frame>(frame: &F, at: usize) -> Result<Network<[u8; 16]>, Verdict> {
-        let header = frame.window::<V6_LEN>(at).ok_or(Verdict::Truncated)?;
-        if header.get::<u8, 0>() >> 4 != 6 {
-            return Err(Verdict::Malformed);
+        let network = header(frame, at)?;
+        if network.protocol == IpProto::Ipv6Frag as u8 {
+            return Err(Verdict::Fragment);
         }
-        let protocol: u8 = header.get::<u8, { offset_of!(Ipv6Hdr, next_hdr) }>();
-        match protocol {
-            p if p == IpProto::Ipv6Frag as u8 => return Err(Verdict::Fragment),
-            p if p == IpProto::HopOpt as u8
-                || p == IpProto::Ipv6Route as u8
-                || p == IpProto::Ipv6Opts as u8 =>
-            {
-                return Err(Verdict::Ipv6Extension);
-            }
-            _ => {}
-        }
-        let payload = u16::from_be(header.get::<u16, { offset_of!(Ipv6Hdr, payload_len) }>());
-        Ok(Network {
-            source: v6_bytes(header.get::<[u32; 4], { offset_of!(Ipv6Hdr, src_addr) }>()),
-            destination: v6_bytes(header.get::<[u32; 4], { offset_of!(Ipv6Hdr, dst_addr) }>()),
-            protocol,
-            transport: at + V6_LEN,
-            length: payload.saturating_add(V6_LEN as u16),
-            ttl: header.get::<u8, { offset_of!(Ipv6Hdr, hop_limit) }>(),
-        })
+        without_extension(network)
+    }
+
+    #[inline(always)]
+    fn piece<F: Frame>(frame: &F, at: usize) -> Result<Piece<[u8; 16]>, Verdict> {
+        let mut network = header(frame, at)?;
+        let fragment = frame.window::<FRAGMENT_LEN>(network.transport).ok_or(Verdict::Truncated)?;
+        network.protocol = fragment.get::<u8, 0>();
+        network.transport += FRAGMENT_LEN;
+        // The low three bits are flags.
+        let offset = u16::from_be(fragment.get::<u16, 2>()) & !7;
+        Ok(Piece { network: without_extension(network)?, id: fragment.get::<u32, 4>(), offset })
+    }
+
+    #[inline(always)]
+    fn fragments() -> FragmentMap<[u8; 16]> {
+        maps::fragments_v6()
     }
 
     #[inline(always)]
@@ -209,10 +206,40 @@ impl Family for V6 {
     fn is_answerable(source: &[u8; 16]) -> bool {
         source[0] != 0xff && v6_words(source)[..2] != [0, 0]
     }
+}
 
-    #[inline(always)]
-    fn destination<F: Frame>(frame: &F) -> Option<[u8; 16]> {
-        let header = frame.window::<V6_LEN>(V6_START)?;
-        Some(v6_bytes(header.get::<[u32; 4], { offset_of!(Ipv6Hdr, dst_addr) }>()))
+/// Length of a Fragment header (RFC 8200, 4.5).
+const FRAGMENT_LEN: usize = 8;
+
+/// Reads the fixed header.
+#[inline(always)]
+fn header<F: Frame>(frame: &F, at: usize) -> Result<Network<[u8; 16]>, Verdict> {
+    let header = frame.window::<V6_LEN>(at).ok_or(Verdict::Truncated)?;
+    if header.get::<u8, 0>() >> 4 != 6 {
+        return Err(Verdict::Malformed);
+    }
+    let payload = u16::from_be(header.get::<u16, { offset_of!(Ipv6Hdr, payload_len) }>());
+    Ok(Network {
+        source: v6_bytes(header.get::<[u32; 4], { offset_of!(Ipv6Hdr, src_addr) }>()),
+        destination: v6_bytes(header.get::<[u32; 4], { offset_of!(Ipv6Hdr, dst_addr) }>()),
+        protocol: header.get::<u8, { offset_of!(Ipv6Hdr, next_hdr) }>(),
+        transport: at + V6_LEN,
+        length: payload.saturating_add(V6_LEN as u16),
+        ttl: header.get::<u8, { offset_of!(Ipv6Hdr, hop_limit) }>(),
+    })
+}
+
+/// The same, unless another extension header follows.
+#[inline(always)]
+fn without_extension(network: Network<[u8; 16]>) -> Result<Network<[u8; 16]>, Verdict> {
+    match network.protocol {
+        p if p == IpProto::HopOpt as u8
+            || p == IpProto::Ipv6Route as u8
+            || p == IpProto::Ipv6Opts as u8
+            || p == IpProto::Ipv6Frag as u8 =>
+        {
+            Err(Verdict::Ipv6Extension)
+        }
+        _ => Ok(network),
     }
 }

@@ -58,9 +58,10 @@ kill $agent
 wait $agent
 graylb unload > /dev/null
 
-# Some tests make flows look an hour old, by a clock that begins when the machine does.
-while [ "$(cut -d. -f1 /proc/uptime)" -lt 130 ]; do sleep 1; done
 for test in /tests/*; do
+    [ -e "$test" ] || continue
+    # Some tests make flows look older than the machine, whose clock begins when it does.
+    while [ "$(cut -d. -f1 /proc/uptime)" -lt 130 ]; do sleep 1; done
     began=$(cut -d. -f1 /proc/uptime)
     timeout 600 "$test" > /tmp/out 2>&1
     code=$?

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use super::kernel::Kernel;
+use super::{Tests, kernel::Kernel};
 use crate::process::{self, Stop};
 
 /// The first process.
@@ -35,18 +35,25 @@ const TESTS: [&str; 9] = [
 ];
 
 /// Builds the tests and graylb; returns the test programs that run in the machine.
-pub(super) fn tests(all: bool) -> anyhow::Result<Vec<PathBuf>> {
+pub(super) fn tests(wanted: Tests) -> anyhow::Result<Vec<PathBuf>> {
     println!("vm: building graylb and the tests");
     let crates = ["--workspace", "--exclude", "graylb-ebpf"];
     let mut build = process::cargo(["build", "--quiet"].into_iter().chain(crates));
     process::quietly(&mut build, Stop::All)?;
+    if wanted == Tests::None {
+        return Ok(Vec::new());
+    }
     let arguments = ["test", "--no-run", "--message-format=json"].into_iter().chain(crates);
     let messages = process::output(&mut process::cargo(arguments))?;
     let programs = messages.lines().filter_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         let name = message["target"]["name"].as_str()?;
-        let wanted = TESTS.contains(&name) || all && name.starts_with("packet_");
-        let program = message["executable"].as_str().filter(|_| wanted)?;
+        let is_wanted = match wanted {
+            Tests::None => false,
+            Tests::Some => TESTS.contains(&name),
+            Tests::All => TESTS.contains(&name) || name.starts_with("packet_"),
+        };
+        let program = message["executable"].as_str().filter(|_| is_wanted)?;
         Some(PathBuf::from(program))
     });
     let programs: Vec<PathBuf> = programs.collect();

@@ -53,10 +53,21 @@ struct Program {
     verified: u64,
 }
 
-/// Boots each series' newest kernel and runs the tests, `all` or some; with `fix`, writes what they said into the docs.
-pub(crate) fn run(series: &[String], all: bool, fix: bool) -> anyhow::Result<()> {
+/// Which tests run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tests {
+    /// None: the programs are loaded and attached.
+    None,
+    /// Those where kernels may differ.
+    Some,
+    /// All packet tests.
+    All,
+}
+
+/// Boots each series' newest kernel and runs the tests; with `fix`, writes what they said into the docs.
+pub(crate) fn run(series: &[String], tests: Tests, fix: bool) -> anyhow::Result<()> {
     setup::run(Purpose::Vm)?;
-    let tests = initramfs::tests(all)?;
+    let tests = initramfs::tests(tests)?;
     let series: Vec<&str> = match series {
         [] => SERIES.to_vec(),
         some => some.iter().map(String::as_str).collect(),

@@ -55,10 +55,6 @@ fn table(reports: &[Report]) -> String {
     for (name, row) in programs {
         let _infallible = writeln!(table, "| `{name}` |{}", row.concat());
     }
-    table += "\nTests passed: ";
-    let passed = reports.iter().map(|report| format!("{} on {}", report.passed, report.release));
-    table += &passed.collect::<Vec<_>>().join(", ");
-    table += ".\n";
     table
 }
 
