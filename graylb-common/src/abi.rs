@@ -5,6 +5,7 @@
 //! below, or of the meaning of a field, is a new version.
 
 use crate::{
+    address::{Address, AddressKey},
     backend::{Active, Backend, BackendCounters, Source},
     flow::{Flow, FlowKey, HalfOpen, NextHop},
     fragment::{FragmentKey, Fragmented},
@@ -25,6 +26,9 @@ const _: () = {
     assert_size::<ServiceKey<[u8; 4]>>(8);
     assert_size::<ServiceKey<[u8; 16]>>(20);
     assert_size::<Service>(40);
+    assert_size::<AddressKey<[u8; 4]>>(4);
+    assert_size::<AddressKey<[u8; 16]>>(16);
+    assert_size::<Address>(4);
     assert_size::<Route>(20);
     assert_size::<RuleKey<[u8; 4]>>(8);
     assert_size::<RuleKey<[u8; 16]>>(20);

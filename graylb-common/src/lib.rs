@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 pub mod abi;
+pub mod address;
 pub mod backend;
 pub mod csum;
 pub mod flow;

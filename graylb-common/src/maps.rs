@@ -5,6 +5,10 @@
 pub const SERVICES_V4: &str = "services_v4";
 /// The same for IPv6.
 pub const SERVICES_V6: &str = "services_v6";
+/// Virtual addresses: `AddressKey` → `Address`.
+pub const ADDRESSES_V4: &str = "addresses_v4";
+/// The same for IPv6.
+pub const ADDRESSES_V6: &str = "addresses_v6";
 /// All services' routes in one flat array of `Route`.
 pub const ROUTES: &str = "routes";
 /// Client rules: prefixes of `RuleKey` → `Rule`.
@@ -51,9 +55,11 @@ pub const SOCKET_ACTIVE: &str = "socket_active";
 pub const SOCKET_SETTINGS: &str = "socket_settings";
 
 /// Every pinned map.
-pub const ALL: [&str; 24] = [
+pub const ALL: [&str; 26] = [
     SERVICES_V4,
     SERVICES_V6,
+    ADDRESSES_V4,
+    ADDRESSES_V6,
     ROUTES,
     RULES_V4,
     RULES_V6,

@@ -1,5 +1,8 @@
 //! What the agent may change in a loaded program without loading it again.
 
+/// Echo requests to virtual addresses that are not this host's own are answered.
+pub const ADDRESS_ECHO: u32 = 1;
+
 /// Value of the one-element array `settings`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -8,8 +11,8 @@ pub struct Settings {
     pub udp_timeout_ns: u64,
     /// Raised by the agent when routes, neighbours or links change: cached next hops of before are void.
     pub route_epoch: u32,
-    /// Always zero.
-    pub reserved: u32,
+    /// `ADDRESS_*` bits.
+    pub addresses: u32,
 }
 
 #[cfg(feature = "user")]

@@ -113,6 +113,7 @@ verdicts! {
     Passed NoFlow no_flow: "TCP to a service, but no SYN and of no flow: this host answers with a reset, or owns the connection";
     Passed HostOutput host_output: "on its way out and no reply of a backend on this host";
     Answered TooBig too_big: "longer than the way to the backend allows, in a mode without this host's own forwarding: answered with ICMP's word for that";
+    Answered EchoAnswered echo_answered: "echo request (ping) to a virtual address that is not this host's own: answered";
     Dropped NoBackend no_backend: "new flow, but the service has no backend in force";
     Dropped BadTable bad_table: "new flow, but the slot or backend that it was led to is not in use";
     Dropped NoTuple no_tuple: "new flow, but each tuple tried towards the backend is in use by another flow";

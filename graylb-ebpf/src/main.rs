@@ -16,6 +16,7 @@ mod answer;
 mod balance;
 mod classify;
 mod count;
+mod echo;
 mod emit;
 mod family;
 mod fragment;

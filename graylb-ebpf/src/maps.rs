@@ -14,6 +14,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use graylb_common::{
+    address::{Address, AddressKey},
     backend::{Active, Backend, BackendCounters, Source},
     flow::{Flow, FlowKey, HalfOpen, NextHop},
     fragment::{FragmentKey, Fragmented},
@@ -52,6 +53,9 @@ pub fn follows_fragments() -> bool {
 /// Virtual endpoints of one family.
 pub type ServiceMap<A> = &'static HashMap<ServiceKey<A>, Service, SERVICES>;
 
+/// Virtual addresses of one family.
+pub type AddressMap<A> = &'static HashMap<AddressKey<A>, Address, SERVICES>;
+
 /// Client rules of one family.
 pub type RuleMap<A> = &'static LpmTrie<RuleKey<A>, Rule, RULES_MAX>;
 
@@ -71,6 +75,8 @@ macro_rules! maps {
 maps! {
     "services_v4" SERVICES_V4: HashMap<ServiceKey<[u8; 4]>, Service, SERVICES>;
     "services_v6" SERVICES_V6: HashMap<ServiceKey<[u8; 16]>, Service, SERVICES>;
+    "addresses_v4" ADDRESSES_V4: HashMap<AddressKey<[u8; 4]>, Address, SERVICES>;
+    "addresses_v6" ADDRESSES_V6: HashMap<AddressKey<[u8; 16]>, Address, SERVICES>;
     "routes" ROUTES: Array<Route, ROUTES_MAX>;
     "rules_v4" RULES_V4: LpmTrie<RuleKey<[u8; 4]>, Rule, RULES_MAX>;
     "rules_v6" RULES_V6: LpmTrie<RuleKey<[u8; 16]>, Rule, RULES_MAX>;
@@ -240,6 +246,12 @@ pub fn service<A>(map: ServiceMap<A>, key: &ServiceKey<A>) -> Option<&'static Se
     unsafe { map.get(key) }
 }
 
+/// Whether services are at an address.
+#[inline(always)]
+pub fn is_virtual<A>(map: AddressMap<A>, address: A) -> bool {
+    map.get_ptr(&AddressKey { address }).is_some()
+}
+
 /// The route of a client by the longest of its service's rules that is for it.
 #[inline(always)]
 pub fn ruled<A: Copy>(map: RuleMap<A>, rules: u32, address: &A) -> Option<u32> {
@@ -355,7 +367,7 @@ pub fn draft<A, const N: usize>(
 #[inline(always)]
 pub fn route_query() -> Option<&'static mut RouteQuery> {
     let query = ROUTE_QUERY.get_ptr_mut(0)?;
-    // SAFETY: this CPU's own element, asked for once in a run of a program (`emit::emit`), so that there is
+    // SAFETY: this CPU's own element, asked for once in a run of a program (`emit::emit`, `echo::answer`), so that there is
     // one reference; a struct of integers and unions of integers, for which zero is valid.
     unsafe {
         (&raw mut (*query).params).write(empty_fib_params());
@@ -446,6 +458,8 @@ macro_rules! accessors {
 accessors! {
     services_v4 SERVICES_V4: HashMap<ServiceKey<[u8; 4]>, Service, SERVICES>;
     services_v6 SERVICES_V6: HashMap<ServiceKey<[u8; 16]>, Service, SERVICES>;
+    addresses_v4 ADDRESSES_V4: HashMap<AddressKey<[u8; 4]>, Address, SERVICES>;
+    addresses_v6 ADDRESSES_V6: HashMap<AddressKey<[u8; 16]>, Address, SERVICES>;
     rules_v4 RULES_V4: LpmTrie<RuleKey<[u8; 4]>, Rule, RULES_MAX>;
     rules_v6 RULES_V6: LpmTrie<RuleKey<[u8; 16]>, Rule, RULES_MAX>;
     tcp_v4 TCP_V4: Lru<FlowKey<[u8; 4]>, Flow<[u8; 4]>, TCP>;

@@ -7,7 +7,7 @@ use network_types::eth::EthHdr;
 
 use crate::{
     access::Frame,
-    classify, count,
+    classify, count, echo,
     emit::{self, Exit},
     family::{Family, FlowOf, V4, V6},
     fragment, icmp,
@@ -118,7 +118,12 @@ fn later_fragment<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> i32 {
 fn icmp<D: Direction, Fam: Family, F: Frame>(frame: &mut F) -> i32 {
     let mut verdict = Verdict::OtherProtocol;
     let Some(flow) = icmp::translate::<D, Fam, F>(frame, &mut verdict) else {
-        return leave(frame, Exit::plain::<F>(verdict));
+        let action = if D::IN && matches!(verdict, Verdict::OtherProtocol) {
+            echo::answer::<Fam, F>(frame, &mut verdict)
+        } else {
+            F::action(verdict)
+        };
+        return leave(frame, Exit { verdict, action });
     };
     let action = icmp::send::<D, Fam, F>(frame, flow, &mut verdict);
     leave(frame, Exit { verdict, action })

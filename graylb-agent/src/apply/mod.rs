@@ -3,6 +3,7 @@
 //! In: options, interfaces, changes. Out: programs at work, counters. It decides nothing about traffic,
 //! and it is never on the packet path: dropping [`DataPlane`] leaves everything pinned and at work.
 
+mod addresses;
 mod attach;
 mod backends;
 mod batch;
@@ -50,7 +51,7 @@ pub use self::{
 };
 use crate::{
     compile::{Change, Image},
-    config::{FlowsConfig, LimitsConfig, SocketHookConfig, map_sizes},
+    config::{AddressesConfig, FlowsConfig, LimitsConfig, SocketHookConfig, map_sizes},
     model::{interfaces::Wanted, spec::Endpoint},
 };
 
@@ -202,6 +203,15 @@ impl DataPlane {
     /// The kernel refuses the write.
     pub fn set_udp_timeout(&mut self, timeout: Duration) -> Result<(), ApplyError> {
         self.tables.set_udp_timeout(timeout)
+    }
+
+    /// What becomes of packets to virtual addresses that are none of their services'.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses the write.
+    pub fn set_addresses(&mut self, config: &AddressesConfig) -> Result<(), ApplyError> {
+        self.tables.set_addresses(config)
     }
 
     /// Makes the programs ask the routing tables again for each flow.

@@ -55,6 +55,7 @@ impl Tables {
                 }
             }
         }
+        self.services.reconcile_addresses(self.placed.keys())?;
         let rows = self.placed.values().map(|placed| (placed.entry.routes, placed.routes.clone()));
         self.routes.reconcile(&rows.collect::<Vec<_>>());
         let sets = self.placed.values().map(|placed| placed.entry.rules).filter(|set| *set != 0);

@@ -13,6 +13,7 @@ use graylb_common::{
 
 use super::{
     ApplyError,
+    addresses::AddressMaps,
     layout::{endpoint, key},
     tables::{read_error, take, write_error},
 };
@@ -24,12 +25,17 @@ type Services<A> = HashMap<MapData, ServiceKey<A>, Service>;
 pub(super) struct ServiceMaps {
     v4: Services<[u8; 4]>,
     v6: Services<[u8; 16]>,
+    addresses: AddressMaps,
 }
 
 impl ServiceMaps {
     /// Takes the maps out of the loaded object.
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, ApplyError> {
-        Ok(Self { v4: take(ebpf, maps::SERVICES_V4)?, v6: take(ebpf, maps::SERVICES_V6)? })
+        Ok(Self {
+            v4: take(ebpf, maps::SERVICES_V4)?,
+            v6: take(ebpf, maps::SERVICES_V6)?,
+            addresses: AddressMaps::take(ebpf)?,
+        })
     }
 
     /// Every service.
@@ -48,6 +54,14 @@ impl ServiceMaps {
         Ok(services)
     }
 
+    /// Makes the addresses those of these services.
+    pub(super) fn reconcile_addresses<'a>(
+        &mut self,
+        services: impl Iterator<Item = &'a Endpoint>,
+    ) -> Result<(), ApplyError> {
+        self.addresses.reconcile(services)
+    }
+
     /// Puts a service in force, in place of what it was before.
     pub(super) fn write(&mut self, endpoint: &Endpoint, entry: Service) -> Result<(), ApplyError> {
         match endpoint.address.ip() {
@@ -59,7 +73,8 @@ impl ServiceMaps {
                 .v6
                 .insert(key(ip.octets(), endpoint), entry, 0)
                 .map_err(|error| write_error(maps::SERVICES_V6, error)),
-        }
+        }?;
+        self.addresses.add(endpoint)
     }
 
     /// Takes a service out, if it is there.
@@ -69,7 +84,7 @@ impl ServiceMaps {
             IpAddr::V6(ip) => self.v6.remove(&key(ip.octets(), endpoint)),
         };
         match removed {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Ok(()) | Err(MapError::KeyNotFound) => self.addresses.remove(endpoint),
             Err(error) => Err(ApplyError::new(format!("cannot remove service {endpoint}"), error)),
         }
     }

@@ -19,7 +19,7 @@ use graylb_common::{
     backend::BackendCounters,
     maps,
     service::{ROUTE_CANARY, Route, SPLIT_CLIENT, SPLIT_FLOW, Service},
-    settings::Settings,
+    settings::{ADDRESS_ECHO, Settings},
     verdict::{ServiceDrops, VerdictCounters},
 };
 
@@ -35,6 +35,7 @@ use super::{
 };
 use crate::{
     compile::{BackendImage, Change, Image, PoolImage, ServiceImage},
+    config::AddressesConfig,
     model::{
         spec::Endpoint,
         split::{Cidr, SplitBy},
@@ -356,6 +357,11 @@ impl Tables {
     pub(super) fn set_udp_timeout(&mut self, timeout: Duration) -> Result<(), ApplyError> {
         let udp_timeout_ns = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
         self.change_settings(|settings| Settings { udp_timeout_ns, ..settings })
+    }
+
+    pub(super) fn set_addresses(&mut self, config: &AddressesConfig) -> Result<(), ApplyError> {
+        let addresses = if config.echo { ADDRESS_ECHO } else { 0 };
+        self.change_settings(|settings| Settings { addresses, ..settings })
     }
 
     /// Makes every cached next hop void. The epoch goes on from where an earlier agent left it: a value

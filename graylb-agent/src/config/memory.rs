@@ -1,6 +1,7 @@
 //! How large each map is to be, and about how much kernel memory that takes. Pure.
 
 use graylb_common::{
+    address::{Address, AddressKey},
     backend::{Active, Backend, BackendCounters, Source},
     flow::{Flow, FlowKey, HalfOpen},
     maps,
@@ -87,6 +88,8 @@ pub fn map_sizes(flows: &FlowsConfig, limits: &LimitsConfig) -> Vec<MapSize> {
     vec![
         hash::<ServiceKey<V4>, Service>(maps::SERVICES_V4, limits.services),
         hash::<ServiceKey<V6>, Service>(maps::SERVICES_V6, limits.services),
+        hash::<AddressKey<V4>, Address>(maps::ADDRESSES_V4, limits.services),
+        hash::<AddressKey<V6>, Address>(maps::ADDRESSES_V6, limits.services),
         array::<Route>(maps::ROUTES, limits.routes),
         array::<Turn>(maps::TURNS, limits.routes),
         trie::<RuleKey<V4>, Rule>(maps::RULES_V4, limits.rules),

@@ -38,8 +38,17 @@ use crate::model::{ageing::Timeouts, spec::Spec};
 const MAX_FILE_LEN: u64 = 64 << 20;
 
 /// Tables at the top of the file.
-const TOP_KEYS: &[&str] =
-    &["agent", "api", "flows", "limits", "interfaces", "socket_hook", "services", "pools"];
+const TOP_KEYS: &[&str] = &[
+    "agent",
+    "api",
+    "flows",
+    "limits",
+    "addresses",
+    "interfaces",
+    "socket_hook",
+    "services",
+    "pools",
+];
 
 /// Every option, by the table that it is in; docs/config.md has a line for each.
 pub const OPTIONS: &[(&str, &[&str])] = &[
@@ -47,6 +56,7 @@ pub const OPTIONS: &[(&str, &[&str])] = &[
     ("api", settings::API_KEYS),
     ("flows", settings::FLOWS_KEYS),
     ("limits", settings::LIMITS_KEYS),
+    ("addresses", settings::ADDRESSES_KEYS),
     ("interfaces.NAME", settings::INTERFACE_KEYS),
     ("socket_hook", settings::SOCKET_HOOK_KEYS),
     ("services.NAME", services::SERVICE_KEYS),
@@ -127,6 +137,13 @@ pub struct LimitsConfig {
     pub rules: u32,
 }
 
+/// What becomes of packets to virtual addresses that are none of their services'.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddressesConfig {
+    /// Echo requests are answered, unless the address is this host's own.
+    pub echo: bool,
+}
+
 /// A whole config.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -142,6 +159,8 @@ pub struct Config {
     pub flows: FlowsConfig,
     /// The other tables.
     pub limits: LimitsConfig,
+    /// What else comes to virtual addresses.
+    pub addresses: AddressesConfig,
     /// Services and pools.
     pub spec: Spec,
 }
@@ -189,6 +208,7 @@ impl Config {
             agent: settings::agent(&top, &mut report),
             api: settings::api(&top, &mut report),
             flows: settings::flows(&top, &mut report),
+            addresses: settings::addresses(&top, &mut report),
             spec: services::spec(&top, &interfaces, &socket_hook, &limits, &mut report),
             limits,
             interfaces,

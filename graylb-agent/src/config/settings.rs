@@ -1,12 +1,12 @@
-//! Sections `agent`, `api`, `flows`, `limits`, `interfaces` and `socket_hook`.
+//! Sections `agent`, `api`, `flows`, `limits`, `addresses`, `interfaces` and `socket_hook`.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use graylb_common::maps;
 
 use super::{
-    AgentConfig, ApiConfig, AttachMode, FlowsConfig, InterfaceConfig, LimitsConfig,
-    SocketHookConfig,
+    AddressesConfig, AgentConfig, ApiConfig, AttachMode, FlowsConfig, InterfaceConfig,
+    LimitsConfig, SocketHookConfig,
     diagnostic::{Report, did_you_mean},
     read::Section,
 };
@@ -31,6 +31,8 @@ pub(super) const FLOWS_KEYS: &[&str] = &[
 /// Options of `[limits]`.
 pub(super) const LIMITS_KEYS: &[&str] =
     &["services", "slots", "backends", "sources", "routes", "rules"];
+/// Options of `[addresses]`.
+pub(super) const ADDRESSES_KEYS: &[&str] = &["echo"];
 /// Options of `[interfaces.NAME]`.
 pub(super) const INTERFACE_KEYS: &[&str] = &["attach"];
 /// Options of `[socket_hook]`.
@@ -99,6 +101,12 @@ impl Default for LimitsConfig {
             routes: maps::DEFAULT_ROUTES,
             rules: maps::DEFAULT_RULES,
         }
+    }
+}
+
+impl Default for AddressesConfig {
+    fn default() -> Self {
+        Self { echo: true }
     }
 }
 
@@ -188,6 +196,14 @@ pub(super) fn limits(top: &Section<'_>, report: &mut Report<'_>) -> LimitsConfig
     config.routes = config.routes.max(config.services * ROUTES_PER_SERVICE);
     entries("routes", ROUTE_ENTRIES, &mut config.routes);
     entries("rules", RULE_ENTRIES, &mut config.rules);
+    config
+}
+
+pub(super) fn addresses(top: &Section<'_>, report: &mut Report<'_>) -> AddressesConfig {
+    let mut config = AddressesConfig::default();
+    let Some(section) = top.section("addresses", report) else { return config };
+    section.refuse_unknown(ADDRESSES_KEYS, report);
+    config.echo = section.boolean("echo", report).unwrap_or(config.echo);
     config
 }
 

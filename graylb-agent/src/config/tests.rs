@@ -54,6 +54,8 @@ listen = "0.0.0.0:80"
 [flows]
 tcp = 12
 udp_timeout = "1 minute"
+[addresses]
+echo = 1
 [interfaces.lo]
 attach = "xdp-generic"
 [interfaces.a-name-that-is-too-long]

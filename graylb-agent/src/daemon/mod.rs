@@ -224,6 +224,11 @@ impl Daemon {
         {
             notes.push(error.to_string());
         }
+        if config.addresses != self.config.addresses
+            && let Err(error) = self.plane.set_addresses(&config.addresses)
+        {
+            notes.push(error.to_string());
+        }
         self.flows.set_timing(config.flows.timeouts(), config.flows.sweep_interval);
         self.state.set_spec(config.spec.clone());
         notes.append(&mut self.settle_all());

@@ -78,13 +78,14 @@ pub fn start(config: Config, config_path: PathBuf) -> Result<Started, StartError
     let (store, stored, notes) = Store::open(&config.agent.state_file)?;
     notes.iter().for_each(|note| warn!("{note}"));
     let watcher = Watcher::open()?;
-    let plane = DataPlane::open(&Options {
+    let mut plane = DataPlane::open(&Options {
         pin_dir: config.agent.pin_dir.clone(),
         flows: config.flows.clone(),
         limits: config.limits.clone(),
         kernel_log: config.agent.kernel_log,
         clsact: false,
     })?;
+    plane.set_addresses(&config.addresses)?;
     plane.notes().iter().for_each(|note| info!("{note}"));
     // What follows can do without the others; no other thread has been started.
     privileges::reduce().map_err(StartError::Privileges)?;

@@ -13,7 +13,7 @@ use graylb_common::{
 pub use self::{v4::V4, v6::V6};
 use crate::{
     access::{FibParams, Frame, random},
-    maps::{Draft, FlowTable, FragmentMap, RuleMap, ServiceMap},
+    maps::{AddressMap, Draft, FlowTable, FragmentMap, RuleMap, ServiceMap},
 };
 
 /// Linux's default range of ephemeral ports (net.ipv4.ip_local_port_range).
@@ -82,7 +82,7 @@ pub struct Header<'a, A> {
 }
 
 /// TTL and hop limit of packets that graylb makes (RFC 1700, "IP TIME TO LIVE PARAMETER").
-const TTL: u8 = 64;
+pub const TTL: u8 = 64;
 
 /// An IP version.
 pub trait Family {
@@ -98,8 +98,14 @@ pub trait Family {
     const INNER: u8;
     /// Protocol number of its ICMP.
     const ICMP: u8;
+    /// Type and code of its echo request, in memory order (RFC 792; RFC 4443, 4.1).
+    const ECHO_REQUEST: u16;
+    /// The same of the reply.
+    const ECHO_REPLY: u16;
     /// Virtual endpoints.
     fn services() -> ServiceMap<Self::Address>;
+    /// Addresses of services.
+    fn addresses() -> AddressMap<Self::Address>;
     /// Client rules.
     fn rules() -> RuleMap<Self::Address>;
     /// Established TCP flows.
@@ -152,9 +158,17 @@ pub trait Family {
     fn too_big(mtu: u16) -> [u32; 2];
     /// The sum of the pseudo-header that an ICMP message's checksum covers; 0 where there is none.
     fn icmp_pseudo_sum(header: &Header<'_, Self::Address>) -> u16;
-    /// Takes one off the TTL or hop limit.
+    /// Writes TTL or hop limit, and the header's checksum where there is one.
     #[must_use]
-    fn decrement_ttl<F: Frame>(frame: &mut F) -> bool;
+    fn set_ttl<F: Frame>(frame: &mut F, change: impl FnOnce(u8) -> u8) -> bool;
+    /// Whether a packet from this address may be answered: it is one host's, and not this one's.
+    fn is_answerable(source: &Self::Address) -> bool;
+    /// Takes one off the TTL or hop limit.
+    #[inline(always)]
+    #[must_use]
+    fn decrement_ttl<F: Frame>(frame: &mut F) -> bool {
+        Self::set_ttl(frame, |ttl| ttl.wrapping_sub(1))
+    }
 }
 
 /// A port outside the range that the kernel gives to clients, so that none of them has it.

@@ -16,7 +16,7 @@ use network_types::{
 use super::{Family, Header, Network, Piece, TTL, moved_port};
 use crate::{
     access::{AF_INET, FibParams, Frame},
-    maps::{self, Draft, FlowTable, FragmentMap, RuleMap, ServiceMap},
+    maps::{self, AddressMap, Draft, FlowTable, FragmentMap, RuleMap, ServiceMap},
 };
 
 /// IPv4 (RFC 791).
@@ -31,10 +31,17 @@ impl Family for V4 {
     const HEADER_LEN: u16 = Ipv4Hdr::LEN as u16;
     const INNER: u8 = IpProto::Ipv4 as u8;
     const ICMP: u8 = IpProto::Icmp as u8;
+    const ECHO_REQUEST: u16 = u16::from_ne_bytes([8, 0]);
+    const ECHO_REPLY: u16 = 0;
 
     #[inline(always)]
     fn services() -> ServiceMap<[u8; 4]> {
         maps::services_v4()
+    }
+
+    #[inline(always)]
+    fn addresses() -> AddressMap<[u8; 4]> {
+        maps::addresses_v4()
     }
 
     #[inline(always)]
@@ -182,16 +189,22 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn decrement_ttl<F: Frame>(frame: &mut F) -> bool {
+    fn set_ttl<F: Frame>(frame: &mut F, change: impl FnOnce(u8) -> u8) -> bool {
         let Some(header) = frame.window::<{ Ipv4Hdr::LEN }>(V4_START) else { return false };
         let ttl: u8 = header.get::<u8, { offset_of!(Ipv4Hdr, ttl) }>();
+        let new = change(ttl);
         let check: u16 = header.get::<u16, { offset_of!(Ipv4Hdr, check) }>();
         // The TTL is the high byte of its checksum word.
-        let delta =
-            csum::sub(u16::from_ne_bytes([ttl.wrapping_sub(1), 0]), u16::from_ne_bytes([ttl, 0]));
-        header.set::<u8, { offset_of!(Ipv4Hdr, ttl) }>(ttl.wrapping_sub(1));
+        let delta = csum::sub(u16::from_ne_bytes([new, 0]), u16::from_ne_bytes([ttl, 0]));
+        header.set::<u8, { offset_of!(Ipv4Hdr, ttl) }>(new);
         header.set::<u16, { offset_of!(Ipv4Hdr, check) }>(csum::updated(check, delta));
         true
+    }
+
+    /// Neither "this network", loopback, multicast nor the broadcast (RFC 1122, 3.2.1.3 and 3.2.2.6).
+    #[inline(always)]
+    fn is_answerable(source: &[u8; 4]) -> bool {
+        !matches!(source[0], 0 | 127 | 224..)
     }
 }
 

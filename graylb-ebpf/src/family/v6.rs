@@ -16,7 +16,7 @@ use network_types::{
 use super::{Family, Header, Network, Piece, TTL, moved_port};
 use crate::{
     access::{AF_INET6, FibParams, Frame, v6_words},
-    maps::{self, Draft, FlowTable, FragmentMap, RuleMap, ServiceMap},
+    maps::{self, AddressMap, Draft, FlowTable, FragmentMap, RuleMap, ServiceMap},
 };
 
 /// IPv6 (RFC 8200).
@@ -40,10 +40,17 @@ impl Family for V6 {
     const HEADER_LEN: u16 = Ipv6Hdr::LEN as u16;
     const INNER: u8 = IpProto::Ipv6 as u8;
     const ICMP: u8 = IpProto::Ipv6Icmp as u8;
+    const ECHO_REQUEST: u16 = u16::from_ne_bytes([128, 0]);
+    const ECHO_REPLY: u16 = u16::from_ne_bytes([129, 0]);
 
     #[inline(always)]
     fn services() -> ServiceMap<[u8; 16]> {
         maps::services_v6()
+    }
+
+    #[inline(always)]
+    fn addresses() -> AddressMap<[u8; 16]> {
+        maps::addresses_v6()
     }
 
     #[inline(always)]
@@ -183,15 +190,21 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn decrement_ttl<F: Frame>(frame: &mut F) -> bool {
+    fn set_ttl<F: Frame>(frame: &mut F, change: impl FnOnce(u8) -> u8) -> bool {
         let Some(header) = frame.window::<V6_LEN>(V6_START) else { return false };
         let ttl: u8 = header.get::<u8, { offset_of!(Ipv6Hdr, hop_limit) }>();
-        header.set::<u8, { offset_of!(Ipv6Hdr, hop_limit) }>(ttl.wrapping_sub(1));
+        let new = change(ttl);
+        header.set::<u8, { offset_of!(Ipv6Hdr, hop_limit) }>(new);
         // The hop limit is the low byte of its checksum word.
-        let delta =
-            csum::sub(u16::from_ne_bytes([0, ttl.wrapping_sub(1)]), u16::from_ne_bytes([0, ttl]));
+        let delta = csum::sub(u16::from_ne_bytes([0, new]), u16::from_ne_bytes([0, ttl]));
         frame.note_change(delta);
         true
+    }
+
+    /// Neither unspecified, loopback, IPv4-mapped nor multicast (RFC 4443, 2.4).
+    #[inline(always)]
+    fn is_answerable(source: &[u8; 16]) -> bool {
+        source[0] != 0xff && v6_words(source)[..2] != [0, 0]
     }
 }
 
